@@ -1,0 +1,221 @@
+"""The result of a search: the Pareto front, what it is compared with, and where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from evoquant.errors import ConfigurationError
+from evoquant.types.precision import LayerQuantConfig
+
+FRONT_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TestedAccuracy:
+    """Accuracy on the test images.
+
+    Attributes:
+        top1: In percent.
+        ci95: Its 95 % Wilson interval, in percent.
+        images: Number of images.
+        drop_pp: Drop against the floating-point model on the same images, in percentage points.
+        drop_stderr_pp: Standard error of that paired difference.
+        kl: Mean KL divergence of the class probabilities from the floating-point model's, in nats.
+    """
+
+    top1: float
+    ci95: tuple[float, float]
+    images: int
+    drop_pp: float
+    drop_stderr_pp: float
+    kl: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "top1": self.top1,
+            "ci95": list(self.ci95),
+            "images": self.images,
+            "drop_pp": self.drop_pp,
+            "drop_stderr_pp": self.drop_stderr_pp,
+            "kl": self.kl,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_dict``."""
+        return cls(**{**data, "ci95": tuple(data["ci95"])})
+
+
+@dataclass(frozen=True, slots=True)
+class ParetoPoint:
+    """One plan with what it costs.
+
+    Attributes:
+        id: ``p01``, ``p02``, ... along the front, from the smallest divergence; a baseline's id is its name.
+        name: What a reader calls it, such as ``W4.6A7.9`` or ``w8a8``.
+        objectives: Every figure by name: those that were minimised, and those that are stated beside them.
+        plan: Precision of every operation.
+        test: Accuracy on the test images; None if it was not measured.
+    """
+
+    id: str
+    name: str
+    objectives: Mapping[str, float]
+    plan: Mapping[str, LayerQuantConfig]
+    test: TestedAccuracy | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "objectives": dict(self.objectives),
+            "test": None if self.test is None else self.test.to_dict(),
+            "plan": {name: config.to_dict() for name, config in self.plan.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_dict``."""
+        return cls(
+            id=data["id"],
+            name=data["name"],
+            objectives=dict(data["objectives"]),
+            plan={name: LayerQuantConfig.from_dict(config) for name, config in data["plan"].items()},
+            test=None if data["test"] is None else TestedAccuracy.from_dict(data["test"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What another way to spend evaluations achieves, on the scale of the front's hypervolume.
+
+    Attributes:
+        name: ``presets``, ``seeds``, ``milp``, ``greedy``, ``random`` or ``nsga2``.
+        hypervolume: Of the front that it finds.
+        evaluations: Candidates that it evaluated.
+        images: Forward passes of one image that it made.
+    """
+
+    name: str
+    hypervolume: float
+    evaluations: int
+    images: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "name": self.name,
+            "hypervolume": self.hypervolume,
+            "evaluations": self.evaluations,
+            "images": self.images,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class FrontDocument:
+    """Everything that a finished, interrupted or infeasible search has to say.
+
+    Attributes:
+        model: Name of the model.
+        device: Name of the device whose costs these are.
+        status: ``done``, ``interrupted`` or ``infeasible``.
+        objectives: Names of the minimised objectives; the front is not dominated in these.
+        front: Its members, by increasing first objective. Of an infeasible run, the best point found.
+        baselines: Uniform and published plans, judged in the same way.
+        knee: Id of the knee, None if the front is empty.
+        hypervolume: Of the front, as a share of the box between ideal and reference point.
+        reference_point: Upper corner of that box, by objective; empty before the first generation.
+        hypervolume_history: (evaluations, hypervolume) after every generation.
+        evaluated: The objectives of every evaluated candidate, dominated ones included, in order of evaluation.
+        evaluations: Number of evaluated candidates, failed ones included.
+        failures: Number of failed ones.
+        images_evaluated: Forward passes of one image that the baselines, the probes of sensitivity and the search made.
+        seconds: Time the search took, that of earlier sessions of this run included.
+        verdict: What the search gained over the best baseline, in one sentence.
+        provenance: Versions, machine, hashes, seed, command.
+        comparisons: What the baselines reach: free ones in every run, others where they were asked for.
+    """
+
+    model: str
+    device: str
+    status: str
+    objectives: tuple[str, ...]
+    front: tuple[ParetoPoint, ...]
+    baselines: tuple[ParetoPoint, ...]
+    knee: str | None
+    hypervolume: float
+    reference_point: Mapping[str, float]
+    hypervolume_history: tuple[tuple[int, float], ...]
+    evaluated: tuple[Mapping[str, float], ...]
+    evaluations: int
+    failures: int
+    images_evaluated: int
+    seconds: float
+    verdict: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    comparisons: tuple[Comparison, ...] = ()
+
+    def point(self, name: str) -> ParetoPoint:
+        """A member of the front or a baseline by its id; ``knee`` is the knee.
+
+        Raises:
+            ConfigurationError: If there is none of that id.
+        """
+        wanted = self.knee if name == "knee" else name
+        for point in (*self.front, *self.baselines):
+            if point.id == wanted:
+                return point
+        available = ", ".join(["knee", *(point.id for point in (*self.front, *self.baselines))])
+        raise ConfigurationError(f"The front has no point '{name}'. Available: {available}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, with the version of this format."""
+        return {
+            "schema_version": FRONT_SCHEMA_VERSION,
+            "model": self.model,
+            "device": self.device,
+            "status": self.status,
+            "seconds": self.seconds,
+            "evaluations": self.evaluations,
+            "failures": self.failures,
+            "images_evaluated": self.images_evaluated,
+            "objectives": list(self.objectives),
+            "hypervolume": self.hypervolume,
+            "reference_point": dict(self.reference_point),
+            "knee": self.knee,
+            "verdict": self.verdict,
+            "front": [point.to_dict() for point in self.front],
+            "baselines": [point.to_dict() for point in self.baselines],
+            "hypervolume_history": [list(entry) for entry in self.hypervolume_history],
+            "evaluated": [dict(values) for values in self.evaluated],
+            "provenance": dict(self.provenance),
+            "comparisons": [comparison.to_dict() for comparison in self.comparisons],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_dict``.
+
+        Raises:
+            ConfigurationError: If the document has another version.
+        """
+        version = data.get("schema_version")
+        if version != FRONT_SCHEMA_VERSION:
+            raise ConfigurationError(f"Expected a front of schema_version {FRONT_SCHEMA_VERSION}, but got {version}.")
+        return cls(
+            **{
+                **{name: value for name, value in data.items() if name != "schema_version"},
+                "objectives": tuple(data["objectives"]),
+                "front": tuple(ParetoPoint.from_dict(point) for point in data["front"]),
+                "baselines": tuple(ParetoPoint.from_dict(point) for point in data["baselines"]),
+                "hypervolume_history": tuple(
+                    (int(count), float(value)) for count, value in data["hypervolume_history"]
+                ),
+                "evaluated": tuple(dict(values) for values in data["evaluated"]),
+                "comparisons": tuple(Comparison(**entry) for entry in data.get("comparisons", ())),
+            }
+        )
