@@ -1,0 +1,324 @@
+"""The shape of an experiment file: model, images, device, space, objectives, search.
+
+All values are validated when the file is read; relative paths count from the folder of the file. ``output.dir`` alone
+counts from the current folder, as a command's output does.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from evoquant.config.preparation import PreparationSpec
+from evoquant.config.quantizers import CompensationSpec
+
+EMBEDDED = "embedded:"
+"""Start of the names of image sets that travel with the package, as in ``embedded:calibration``."""
+
+Objective = Literal[
+    "kl", "latency_ms", "energy_mj", "memory_mb", "accuracy_drop_pp", "model_size_bytes", "average_bits"
+]
+Split = Literal["calibration", "selection", "test"]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Limit = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+def _resolve(path: str | Path, info: ValidationInfo) -> Path:
+    folder = (info.context or {}).get("folder") or Path.cwd()
+    return Path(os.path.normpath(Path(folder).absolute() / Path(path).expanduser()))
+
+
+def _resolve_images(images: str, info: ValidationInfo) -> str:
+    if images.startswith(EMBEDDED):
+        split = images.removeprefix(EMBEDDED)
+        if split not in ("calibration", "selection", "test"):
+            raise ValueError(f"Expected embedded:calibration, embedded:selection or embedded:test, but got '{images}'")
+        return images
+    return str(_resolve(images, info))
+
+
+def _one_or_more(value: object) -> object:
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _refuse_repeats(values: tuple[str, ...]) -> tuple[str, ...]:
+    repeated = sorted({value for value in values if values.count(value) > 1})
+    if repeated:
+        raise ValueError(f"Each may be listed once, but {', '.join(repeated)} is repeated")
+    return values
+
+
+FilePath = Annotated[Path, AfterValidator(_resolve)]
+Images = Annotated[str, Field(min_length=1), AfterValidator(_resolve_images)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_more), Field(min_length=1), AfterValidator(_refuse_repeats)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelSpec(_Section):
+    """The model to quantize.
+
+    Attributes:
+        name: A timm name, or ``mobilevit_micro``, which ships with the package.
+        checkpoint: A safetensors file with the names of the model's parameters; None: see ``pretrained``.
+        pretrained: Without a checkpoint, take the published weights (timm downloads them; those of
+            ``mobilevit_micro`` ship with the package). False with no checkpoint means random weights.
+        num_classes: Outputs of the classifier; None: as the model has it.
+        image_size: Height and width of its input; None: as the model has it.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    checkpoint: FilePath | None = None
+    pretrained: bool = False
+    num_classes: PositiveInt | None = None
+    image_size: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _one_source_of_weights(self) -> Self:
+        if self.checkpoint is not None and self.pretrained:
+            raise ValueError("Weights come from checkpoint or from pretrained: true, but got both")
+        return self
+
+
+class ImageSet(_Section):
+    """Some of the images of a folder or file, in an order that depends on nothing but their names and the seed.
+
+    Attributes:
+        images: A folder (of class subfolders, or flat), an ``.npz`` file, or ``embedded:calibration``, ``:selection``
+            or ``:test``.
+        labels: CSV file with the columns ``file`` and ``label``; paths in it count from its own folder or from the
+            image folder. None: ``labels.csv`` in the image folder, else class subfolders in alphabetical order.
+        count: How many images; None: all from ``offset`` on. Fewer images than that are an error.
+        offset: How many images of the order to leave out at its start.
+        seed: Seed of the permutation that makes the order; None: the order of the file, or of the sorted file names.
+    """
+
+    images: Images
+    labels: FilePath | None = None
+    count: PositiveInt | None = None
+    offset: NonNegativeInt = 0
+    seed: NonNegativeInt | None = 0
+
+
+class TransformSpec(_Section):
+    """How images are prepared. None: as the model was trained, by timm's ``pretrained_cfg``.
+
+    Attributes:
+        interpolation: Of the resize.
+        crop_pct: Share of the resized short side that the centre crop keeps; 1.0 resizes only.
+        mean: Subtracted from each channel, in units of [0, 1].
+        std: Divides each channel.
+    """
+
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
+    crop_pct: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    mean: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
+    std: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] | None = None
+
+
+class DataSpec(_Section):
+    """The three disjoint image sets: statistics come from the first, the search sees the second, the third is reported.
+
+    Attributes:
+        calibration: Images that activation ranges are taken from; labels are not used.
+        selection: Images that candidates are ranked with.
+        test: Images that the final front is reported on.
+        transform: How all of them are prepared.
+        unreadable: Whether an image that cannot be decoded stops the run, or is skipped and named.
+    """
+
+    calibration: ImageSet
+    selection: ImageSet
+    test: ImageSet
+    transform: TransformSpec = TransformSpec()
+    unreadable: Literal["refuse", "skip"] = "refuse"
+
+
+class TargetSpec(_Section):
+    """The device, and where its latencies come from.
+
+    Attributes:
+        device: Names of device files in ``hardware_models``, or paths of your own; the first one is searched for, the
+            others are reported.
+        latency: ``measured`` on this machine's kernels, predicted by the ``roofline`` of the device, or looked up in a
+            ``table``.
+        latency_table: The table.
+        threads: Threads of the kernels.
+    """
+
+    device: Names = ("host_cpu",)
+    latency: Literal["measured", "roofline", "table"] = "measured"
+    latency_table: FilePath | None = None
+    threads: PositiveInt = 1
+
+    @field_validator("device")
+    @classmethod
+    def _resolve_files(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        return tuple(str(_resolve(name, info)) if _is_file_name(name) else name for name in names)
+
+    @model_validator(mode="after")
+    def _table_is_given(self) -> Self:
+        if (self.latency == "table") != (self.latency_table is not None):
+            raise ValueError(f"latency_table goes with latency: table, but got {self.latency}, {self.latency_table}")
+        return self
+
+
+class ConstraintsSpec(_Section):
+    """Upper limits; None: no limit. One MB is 10^6 bytes.
+
+    Attributes:
+        accuracy_drop_pp: Drop of selection top-1 against the floating-point model, in percentage points.
+        latency_ms: Of one image.
+        energy_mj: Of one image.
+        memory_mb: Packed weights and the peak of live activations.
+        model_size_mb: Packed weights with their scales.
+        average_bits: Bits per weight.
+    """
+
+    accuracy_drop_pp: Limit | None = None
+    latency_ms: Limit | None = None
+    energy_mj: Limit | None = None
+    memory_mb: Limit | None = None
+    model_size_mb: Limit | None = None
+    average_bits: Limit | None = None
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits that are given, by name."""
+        return {name: value for name, value in self if value is not None}
+
+
+class SearchSpec(_Section):
+    """How the space is searched, and when the search ends: at the first of the limits that is reached.
+
+    Attributes:
+        algorithm: Name of the algorithm.
+        sensitivity: Whether the choices of every group are probed first, for seeds by integer programming and for the
+            model of the surrogate.
+        sensitivity_images: Selection images of each probe.
+        sensitivity_formats: Number formats of the weights, and of the activations, of each group that are probed; the
+            others are scaled from these.
+        seed_budgets: Budgets of each cost for which an integer program gives a seed; half of ``evaluations`` go to
+            seeds at most.
+        baselines: Searches to compare with at equal cost, after the search itself.
+        population_size: Members of one generation; the surrogate evaluates so many at first, then eight at a time.
+        evaluations: Candidates to evaluate, seeds included.
+        minutes: Time limit. A run that it ends depends on the speed of the machine.
+        plateau_generations: Generations without a larger hypervolume; None: no such limit.
+        seed: Seed of everything that is drawn.
+        crossover_rate: Probability that two parents are crossed.
+        mutation_rate: Probability that a gene of an offspring changes; None: one over the number of genes.
+    """
+
+    algorithm: Literal["surrogate", "nsga2", "greedy", "random"] = "surrogate"
+    sensitivity: bool = True
+    sensitivity_images: PositiveInt = 32
+    sensitivity_formats: PositiveInt = 2
+    seed_budgets: NonNegativeInt = 6
+    baselines: Annotated[
+        tuple[Literal["milp", "greedy", "random", "nsga2"], ...],
+        BeforeValidator(_one_or_more),
+        AfterValidator(_refuse_repeats),
+    ] = ()
+    population_size: Annotated[int, Field(ge=2)] = 24
+    evaluations: PositiveInt = 400
+    minutes: PositiveFloat | None = None
+    plateau_generations: PositiveInt | None = None
+    seed: NonNegativeInt = 0
+    crossover_rate: Share = 0.9
+    mutation_rate: Share | None = None
+
+
+class EvaluationSpec(_Section):
+    """How candidates are evaluated.
+
+    Attributes:
+        batch_size: Images of one forward pass.
+        threads: Threads of one evaluation; fixed, because sums depend on it and results must not depend on parallelism.
+        parallel_evaluations: Evaluations in flight.
+        executor: Where they run.
+        test_points: Members of the front to judge on the test images, the knee first; None: all.
+    """
+
+    batch_size: PositiveInt = 32
+    threads: PositiveInt = 1
+    parallel_evaluations: PositiveInt = 2
+    executor: Literal["thread", "process", "ray"] = "thread"
+    test_points: NonNegativeInt | None = None
+
+
+class OutputSpec(_Section):
+    """Where results go.
+
+    Attributes:
+        dir: Folder of run folders.
+    """
+
+    dir: Path = Path("runs")
+
+
+class Experiment(_Section):
+    """One experiment: everything that its result depends on, and where the result goes.
+
+    Attributes:
+        schema_version: Version of this format.
+        name: Name of the run folder.
+        model: What is quantized.
+        data: On which images.
+        target: For which device.
+        space: Name of a shipped search space, path of your own, or the space itself.
+        objectives: What is minimised.
+        constraints: What must hold.
+        search: How the space is searched.
+        preparation: What is done to the model before any precision is chosen.
+        compensation: How the error of rounding weights is made good.
+        evaluation: How a candidate is judged.
+        output: Where results go.
+    """
+
+    schema_version: Literal[1]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    model: ModelSpec
+    data: DataSpec
+    target: TargetSpec = TargetSpec()
+    space: str | dict[str, Any] = "mobile_hybrid"
+    objectives: Annotated[tuple[Objective, ...], Field(min_length=1), AfterValidator(_refuse_repeats)] = (
+        "kl",
+        "latency_ms",
+        "energy_mj",
+        "memory_mb",
+    )
+    constraints: ConstraintsSpec = ConstraintsSpec()
+    search: SearchSpec = SearchSpec()
+    preparation: PreparationSpec = PreparationSpec()
+    compensation: CompensationSpec = CompensationSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    output: OutputSpec = OutputSpec()
+
+    @field_validator("space")
+    @classmethod
+    def _resolve_file(cls, space: str | dict[str, Any], info: ValidationInfo) -> str | dict[str, Any]:
+        return str(_resolve(space, info)) if isinstance(space, str) and _is_file_name(space) else space
+
+
+def _is_file_name(name: str) -> bool:
+    return "/" in name or name.endswith((".yaml", ".yml"))

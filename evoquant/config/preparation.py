@@ -1,0 +1,28 @@
+"""What is done to a model before any precision is chosen for it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+RescalingStep = Literal["norms", "chains", "similarities", "values"]
+
+
+class PreparationSpec(BaseModel):
+    """Changes of the floating-point model that leave its results as they are and make it easier to quantize.
+
+    Attributes:
+        rescaling: Steps to try, in this order; each channel family keeps a step only where the guard sees it help.
+            ``norms``: the affine part of a norm gives all channels one range, and the layers behind it scale back.
+            ``chains``: the same for channels that run from product to product through sums and rectifiers.
+            ``similarities``: q and k share their ranges, and k loses its offset. ``values``: v loses its offset.
+        guard_share: The guard judges on one of so many calibration images and never shows them to the steps.
+        gradient_images: Calibration images that the gradients for range setting by ``fisher`` come from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rescaling: tuple[RescalingStep, ...] = ("norms", "chains", "similarities", "values")
+    guard_share: PositiveInt = 4
+    gradient_images: PositiveInt = 64

@@ -1,0 +1,54 @@
+"""How weights and ranges are made, beside the precision that a plan gives them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
+
+Dampings = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+
+
+class CompensationSpec(BaseModel):
+    """How the error of rounding weights is made good. Each step is kept only where held-out images confirm it.
+
+    Attributes:
+        weight_compensation: ``gptq``: rounding that spreads the error of an input over the others; ``none``: each
+            weight is rounded to the nearest.
+        bias_correction: Whether the mean error of each output is taken off the bias.
+        dampings: Regularizations to choose from by held-out images, as shares of the mean variance of the inputs.
+        refinement_sweeps: Passes over all inputs that revise rounding decisions.
+        ridges: For finalists: penalties to choose from when weights also make good what quantized inputs lack, as
+            shares of the mean variance of the inputs. Empty leaves that out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight_compensation: Literal["gptq", "none"] = "gptq"
+    bias_correction: bool = True
+    dampings: Dampings = (0.01, 0.1, 1.0)
+    refinement_sweeps: NonNegativeInt = 1
+    ridges: tuple[PositiveFloat, ...] = (0.001, 0.01, 0.1, 1.0)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether anything but rounding to the nearest is asked for."""
+        return self.weight_compensation != "none" or self.bias_correction
+
+
+class RoundingSpec(BaseModel):
+    """How the rounding of a finalist is learned, block by block.
+
+    Attributes:
+        iterations: Steps of each block; 0 leaves learning out.
+        code_rate: Rate of the codes, in steps of the quantizer.
+        bias_rate: Rate of the biases, as a share of the root mean square of the operation's output.
+        seed: Of the order of the images.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    iterations: NonNegativeInt = 200
+    code_rate: PositiveFloat = 0.01
+    bias_rate: PositiveFloat = 0.001
+    seed: int = 0
