@@ -1,0 +1,190 @@
+"""One weight of one operation, quantized so that its output changes least: rounding, compensation and bias together.
+
+Candidates are fitted to one part of the calibration images and judged on the other, so that a step stays only where it
+helps on images that it has not seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from evoquant.calibrate.gptq import gptq
+from evoquant.calibrate.moments import SplitMoments, rows_of
+from evoquant.calibrate.output_error import OutputError
+from evoquant.calibrate.refine import refine
+from evoquant.config.quantizers import CompensationSpec
+from evoquant.quant import QuantParams, fake_quantize
+from evoquant.types import Op
+
+REFINEMENT_DAMPING = 0.1
+"""Regularization of the error that refinement lessens, as a share of the mean variance of the inputs."""
+
+MAX_COMPENSATED_BITS = 7
+"""Weights of more bits are rounded to the nearest: their error is small beside that of 8-bit activations."""
+
+MakeParams = Callable[[Tensor], QuantParams]
+"""Scales and zero points for a float weight in its stored shape."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuantizedWeight:
+    """The weight of one operation as it is computed with.
+
+    Attributes:
+        weight: Quantized and dequantized, in its stored shape: every value lies on the grid of ``params``.
+        params: Scales and zero points.
+        bias: The bias that goes with it, (out,); None: the operation's own.
+        steps: What was kept: ``nearest``, ``bias``, ``gptq``, ``refine``, ``ridge``, ``learned``.
+        error: Output error on the held-out images, relative to that of rounding to the nearest; 1 where it is kept.
+    """
+
+    weight: Tensor
+    params: QuantParams
+    bias: Tensor | None = None
+    steps: tuple[str, ...] = ("nearest",)
+    error: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SplitError:
+    """The output error on the two parts of the calibration images."""
+
+    fitted: OutputError
+    held_out: OutputError
+
+    @classmethod
+    def of_float_inputs(cls, moments: SplitMoments) -> SplitError:
+        """Of a layer that gets the inputs of the floating-point model."""
+        return cls(OutputError(moments.fitted), OutputError(moments.held_out))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Candidate:
+    """A quantized weight, and the float weight that it was rounded from."""
+
+    rows: Tensor
+    target: Tensor
+    params: QuantParams
+    bias_change: Tensor | None
+    steps: tuple[str, ...]
+    error: float
+
+
+def compensate(
+    op: Op,
+    weight: Tensor,
+    bias: Tensor | None,
+    make_params: MakeParams,
+    error: SplitError,
+    settings: CompensationSpec,
+) -> QuantizedWeight:
+    """Quantize one weight with the least output error on held-out images.
+
+    Args:
+        op: The operation.
+        weight: Its float weight.
+        bias: Its float bias; None: it has none.
+        make_params: Chooses scales; called again for a weight that ridge regression has changed.
+        error: The output error as a function of a change of weight and bias.
+        settings: What to try.
+
+    Returns:
+        The candidate with the least error on the held-out images; rounding to the nearest is one of them.
+    """
+    candidates = list(_Candidates(op, weight, make_params, error, settings))
+    best = min(candidates, key=lambda candidate: candidate.error)
+    nearest = candidates[0].error
+    old_bias = torch.zeros(weight.shape[0]) if bias is None else bias
+    return QuantizedWeight(
+        best.rows.reshape(weight.shape),
+        best.params,
+        None if best.bias_change is None else old_bias + best.bias_change.flatten(),
+        best.steps,
+        best.error / nearest if nearest > 0 else 1.0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidates:
+    """All ways to quantize one weight that the settings ask for, rounding to the nearest first."""
+
+    op: Op
+    weight: Tensor
+    make_params: MakeParams
+    error: SplitError
+    settings: CompensationSpec
+
+    def __iter__(self) -> Iterator[_Candidate]:
+        rows = rows_of(self.weight, self.op)
+        yield self._judged(self._nearest(rows), with_bias=False)
+        found = list(self._rounded(rows, ()))
+        target = ridge_target(rows, self.error, self.settings)
+        if target is not None:
+            found += self._rounded(target, ("ridge",))
+        yield from found
+        best = min(found, key=lambda candidate: candidate.error, default=None)
+        if best is not None and "gptq" in best.steps and self.settings.refinement_sweeps:
+            yield self._refined(best)
+
+    def _nearest(self, target: Tensor) -> _Candidate:
+        changed = target.reshape(self.weight.shape)
+        params = self.make_params(changed)
+        return _Candidate(
+            rows_of(fake_quantize(changed, params), self.op), target, params, None, ("nearest",), math.inf
+        )
+
+    def _rounded(self, target: Tensor, steps: tuple[str, ...]) -> Iterator[_Candidate]:
+        """Rounding of one float weight: to the nearest, and with each damping."""
+        steps = ("bias", *steps) if self.settings.bias_correction else steps
+        nearest = replace(self._nearest(target), steps=steps)
+        if steps:
+            yield self._judged(nearest)
+        if self.settings.weight_compensation == "none" or nearest.params.bits > MAX_COMPENSATED_BITS:
+            return
+        for rows in gptq(target, nearest.params, self._hessian(), dampings=self.settings.dampings):
+            yield self._judged(replace(nearest, rows=rows, steps=(*steps, "gptq")))
+
+    def _refined(self, best: _Candidate) -> _Candidate:
+        hessian = self._hessian().clone()
+        diagonal = hessian.diagonal(dim1=1, dim2=2)
+        diagonal += REFINEMENT_DAMPING * diagonal.mean(dim=1, keepdim=True)
+        rows = refine(best.rows, best.target, best.params, hessian, sweeps=self.settings.refinement_sweeps)
+        return self._judged(replace(best, rows=rows, steps=(*best.steps, "refine")))
+
+    def _hessian(self) -> Tensor:
+        """What the error of a weight is measured with: a free bias takes the mean of the inputs out."""
+        inputs = self.error.fitted.inputs
+        return inputs.covariance if self.settings.bias_correction else inputs.second
+
+    def _judged(self, candidate: _Candidate, *, with_bias: bool | None = None) -> _Candidate:
+        change = candidate.rows - rows_of(self.weight, self.op)
+        is_free = self.settings.bias_correction if with_bias is None else with_bias
+        bias_change = self.error.fitted.best_bias(change) if is_free else None
+        error = float(self.error.held_out.of(change, bias_change).sum())
+        return replace(candidate, bias_change=bias_change, error=error)
+
+
+def ridge_target(rows: Tensor, error: SplitError, settings: CompensationSpec) -> Tensor | None:
+    """The float weight that makes good what the inputs lack; None where none does on the held-out images.
+
+    Args:
+        rows: The weight, (groups, rows, width).
+        error: The output error.
+        settings: The penalties to choose from.
+    """
+    if error.fitted.cross is None:
+        return None
+    unchanged = torch.zeros_like(rows)
+    least = float(error.held_out.of(unchanged, error.fitted.best_bias(unchanged)).sum())
+    target = None
+    for ridge in settings.ridges:
+        change = error.fitted.best_change(ridge)
+        found = float(error.held_out.of(change, error.fitted.best_bias(change)).sum())
+        if found < least:
+            least, target = found, rows + change
+    return target

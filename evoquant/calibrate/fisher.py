@@ -1,0 +1,157 @@
+"""What an error in an operand costs: samples of its values with the gradient of the loss beside them.
+
+For a small error Δx of an operand the divergence of the class probabilities grows by half the Fisher form
+E[(g·Δx)²], g the gradient of log-likelihood. As every operation is linear in its operand, g·Δx is g_O·ΔO at its output,
+so ranges that are chosen by it are chosen by their effect on the output, and no product has to be computed.
+
+References:
+    Z. Yuan et al., PTQ4ViT: Post-Training Quantization for Vision Transformers with Twin Uniform Quantization,
+    ECCV 2022, https://arxiv.org/abs/2111.12293, section 3.3: ranges by (g_O·ΔO)².
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from evoquant.graph import CapturedModel
+from evoquant.types import Op, OpKind
+
+ROWS = 1024
+"""Rows kept of an operand, over all images."""
+
+TEMPERATURE = 2.0
+"""Divides logits for the gradient, so that images whose class is certain count too: few bits move them far."""
+
+WITH_HEADS = 4
+"""Dimensions of an operand of a matmul that has heads on axis 1."""
+
+OperandKey = tuple[str, str, int]
+"""Group, node and index of an operand: operations of one group that read one node share a quantizer."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OperandSample:
+    """Rows of an operand and of the gradient with respect to it, float32, (heads, rows, channels); one head if none."""
+
+    values: Tensor
+    gradients: Tensor
+
+    @property
+    def pooled(self) -> OperandSample:
+        """The rows of all heads as one."""
+        return OperandSample(self.values.flatten(0, 1)[None], self.gradients.flatten(0, 1)[None])
+
+    def choose(self, rows: int, generator: torch.Generator) -> OperandSample:
+        """At most so many rows, of all heads together, at random places that are the same for each head."""
+        heads, available, _ = self.values.shape
+        kept = torch.randperm(available, generator=generator)[: max(1, rows // heads)]
+        return OperandSample(self.values[:, kept].contiguous(), self.gradients[:, kept].contiguous())
+
+
+def operand_key(op: Op, index: int) -> OperandKey:
+    """Which sample belongs to an operand."""
+    return op.group, op.inputs[index], index
+
+
+def sample_operands(
+    captured: CapturedModel, batches: Iterable[Tensor], *, images: int, rows: int = ROWS, seed: int = 0
+) -> Mapping[OperandKey, OperandSample]:
+    """One forward and one backward pass over calibration images.
+
+    The gradient is that of one random direction of the Fisher matrix for each image: ``J^T v`` with ``E[v v^T] =
+    diag(p) - p p^T``, p the class probabilities.
+
+    Args:
+        captured: The floating-point model.
+        batches: Images, batch on axis 0.
+        images: How many images there are: each gives an equal share of the rows.
+        rows: Rows to keep of each operand.
+        seed: Of the directions and of the choice of rows.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[OperandKey, list[OperandSample]] = {}
+    for batch in batches:
+        watching = _OperandInterpreter(captured)
+        with torch.enable_grad():
+            logits = watching.run(batch.clone().requires_grad_(True))
+            torch.autograd.backward(logits, _fisher_direction(logits.detach(), generator))
+        for key, (operand, op) in watching.operands.items():
+            gradient = torch.zeros_like(operand) if operand.grad is None else operand.grad
+            sample = _by_row(operand.detach(), gradient, op, key[2])
+            found.setdefault(key, []).append(sample.choose(max(1, rows * len(batch) // images), generator))
+    return {key: _joined(samples) for key, samples in found.items()}
+
+
+def _fisher_direction(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """A random vector v for each image with E[v v^T] = diag(p) - p p^T."""
+    probability = F.softmax(logits / TEMPERATURE, dim=1)
+    noise = probability.sqrt() * torch.randn(logits.shape, generator=generator)
+    return noise - probability * noise.sum(1, keepdim=True)
+
+
+class OperandSamples:
+    """Samples that are taken when the first of them is asked for; safe to share between threads.
+
+    Args:
+        take: Takes the samples of all operands.
+    """
+
+    def __init__(self, take: Callable[[], Mapping[OperandKey, OperandSample]]) -> None:
+        self._take = take
+        self._taken: Mapping[OperandKey, OperandSample] | None = None
+        self._lock = Lock()
+
+    def __getitem__(self, key: OperandKey) -> OperandSample:
+        with self._lock:
+            if self._taken is None:
+                self._taken = self._take()
+            return self._taken[key]
+
+
+class _OperandInterpreter(fx.Interpreter):
+    """Runs a program so that the gradient of every operand is kept apart from that of other readers of its node."""
+
+    def __init__(self, captured: CapturedModel) -> None:
+        super().__init__(captured.program)
+        self._ops = {op.node: op for op in captured.graph.ops}
+        self.operands: dict[OperandKey, tuple[Tensor, Op]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - a node may compute anything
+        op = self._ops.get(n.name)
+        if op is None:
+            return super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        watched = list(args)
+        for index in range(len(op.inputs)):
+            key = operand_key(op, index)
+            if key not in self.operands:
+                operand = args[index].view_as(args[index])
+                operand.retain_grad()
+                self.operands[key] = (operand, op)
+            watched[index] = self.operands[key][0]
+        return n.target(*watched, **kwargs)  # type: ignore[operator]
+
+
+def _by_row(values: Tensor, gradients: Tensor, op: Op, index: int) -> OperandSample:
+    """All rows along the axis that the operation sums over."""
+    axis = 1 if op.kind is OpKind.CONV else -2 if index == 1 else -1
+    has_heads = op.kind is OpKind.MATMUL and values.ndim == WITH_HEADS
+
+    def rows(tensor: Tensor) -> Tensor:
+        tensor = tensor.movedim(axis, -1)
+        heads = tensor.shape[1] if has_heads else 1
+        return (tensor.movedim(1, 0) if has_heads else tensor).reshape(heads, -1, tensor.shape[-1])
+
+    return OperandSample(rows(values), rows(gradients))
+
+
+def _joined(samples: list[OperandSample]) -> OperandSample:
+    values = torch.cat([sample.values for sample in samples], dim=1)
+    return OperandSample(values, torch.cat([sample.gradients for sample in samples], dim=1))

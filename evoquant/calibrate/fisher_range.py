@@ -1,0 +1,154 @@
+"""Clipping ranges with the least effect on the class probabilities, from samples of an operand and its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from evoquant.calibrate.fisher import OperandSample
+from evoquant.calibrate.range_search import Criterion, search_range
+from evoquant.calibrate.ranges import EXPONENT_OFFSETS, activation_params, operand_params
+from evoquant.calibrate.statistics import TensorStatistics
+from evoquant.quant import SMALLEST_SCALE, QuantParams, step_scale
+from evoquant.quant.lattice import Lattice, OctaveLattice, StepLattice
+from evoquant.types import CalibrationMethod, LayerQuantConfig, QuantizationScheme
+
+STEPS = 24
+"""Candidates for each end of a range."""
+MAX_BITS = 8
+"""With more bits clipping gains nothing, and the least square error decides."""
+_LOG2_STEPS = 30
+_BLOCK = 65_536
+"""Values that all candidates are tried on at a time: they stay in the cache."""
+
+
+def fisher_costs(sample: OperandSample, candidates: Iterable[tuple[Lattice, float]]) -> list[float]:
+    """Mean over rows of (g·Δx)² for each lattice and scale."""
+    tried = list(candidates)
+    values, gradients = sample.values.flatten(0, 1), sample.gradients.flatten(0, 1)
+    size = max(1, _BLOCK // values.shape[1])
+    totals = torch.zeros(len(tried), dtype=torch.float64)
+    for x, gradient in zip(torch.split(values, size), torch.split(gradients, size), strict=True):
+        points = torch.empty_like(x)
+        for number, (lattice, scale) in enumerate(tried):
+            torch.mul(x, 1.0 / scale, out=points)
+            error = lattice.nearest_(points).mul_(scale).sub_(x)
+            totals[number] += float(error.mul_(gradient).sum(1).square_().sum())
+    return [float(total) / len(values) for total in totals]
+
+
+def fisher_criterion(sample: OperandSample, q_min: int, q_max: int, *, is_symmetric: bool) -> Criterion:
+    """The cost of each range with uniform codes."""
+
+    def criterion(lower: Tensor, upper: Tensor) -> Tensor:
+        scale, zero_point = step_scale(lower, upper, q_min, q_max, is_symmetric=is_symmetric)
+        lattices = [StepLattice(q_min - shift, q_max - shift) for shift in zero_point.tolist()]
+        return torch.tensor(fisher_costs(sample, zip(lattices, scale.tolist(), strict=True)))
+
+    return criterion
+
+
+def fisher_activation_params(
+    statistics: TensorStatistics,
+    config: LayerQuantConfig,
+    sample: OperandSample,
+    *,
+    lower_bound: float | None = None,
+    octave_levels: Sequence[int] = (1,),
+) -> QuantParams:
+    """Parameters of an input activation whose error costs least.
+
+    Args:
+        statistics: Of the tensor; its extremes bound the candidates.
+        config: Precision; only its activation side is read.
+        sample: Values with gradients.
+        lower_bound: As for ``activation_params``.
+        octave_levels: For log2: the numbers of levels per octave to choose from.
+
+    Returns:
+        Parameters with a scale of shape ().
+
+    Raises:
+        PrecisionError: As ``activation_params``.
+    """
+    base = activation_params(statistics, _by_square_error(config), lower_bound=lower_bound)
+    sample = sample.pooled
+    if base.scheme is QuantizationScheme.LOG2:
+        return _log2(base, statistics.maximum, sample, octave_levels)
+    if base.bits > MAX_BITS:
+        return base
+    lowest = min(statistics.minimum if lower_bound is None else lower_bound, 0.0)
+    ends = _least_costly(base, sample, lowest, max(statistics.maximum, 0.0), is_symmetric=config.use_symmetric)
+    scale, zero_point = step_scale(*ends, base.q_min, base.q_max, is_symmetric=config.use_symmetric)
+    if base.scheme is QuantizationScheme.POWER_OF_TWO:
+        return _power_of_two(base, float(scale), ends, sample)
+    return replace(base, scale=scale[0], zero_point=zero_point[0].to(torch.int32))
+
+
+def fisher_operand_params(statistics: TensorStatistics, config: LayerQuantConfig, sample: OperandSample) -> QuantParams:
+    """Parameters of the second operand of an attention matmul: symmetric, for each head apart with ``PER_CHANNEL``.
+
+    Raises:
+        PrecisionError: As ``operand_params``.
+    """
+    base = operand_params(statistics, _by_square_error(config))
+    if base.bits > MAX_BITS:
+        return base
+    if base.axis is None:
+        return replace(base, scale=_symmetric_scale(base, sample.pooled, statistics.minimum, statistics.maximum))
+    extremes = zip(statistics.channel_minimum.tolist(), statistics.channel_maximum.tolist(), strict=True)
+    scales = [
+        _symmetric_scale(base, OperandSample(values[None], gradients[None]), *ends)
+        for values, gradients, ends in zip(sample.values, sample.gradients, extremes, strict=True)
+    ]
+    return replace(base, scale=torch.stack(scales))
+
+
+def _by_square_error(config: LayerQuantConfig) -> LayerQuantConfig:
+    return replace(config, calibration_method=CalibrationMethod.MSE)
+
+
+def _least_costly(
+    base: QuantParams, sample: OperandSample, lowest: float, highest: float, *, is_symmetric: bool
+) -> tuple[Tensor, Tensor]:
+    if lowest == highest:
+        return torch.tensor([lowest]), torch.tensor([highest])
+    criterion = fisher_criterion(sample, base.q_min, base.q_max, is_symmetric=is_symmetric)
+    lower, upper = search_range(criterion, lowest, highest, steps=STEPS, is_symmetric=is_symmetric)
+    return torch.tensor([lower]), torch.tensor([upper])
+
+
+def _symmetric_scale(base: QuantParams, sample: OperandSample, minimum: float, maximum: float) -> Tensor:
+    ends = _least_costly(base, sample, min(minimum, 0.0), max(maximum, 0.0), is_symmetric=True)
+    return step_scale(*ends, base.q_min, base.q_max, is_symmetric=True)[0][0]
+
+
+def _power_of_two(base: QuantParams, real: float, ends: tuple[Tensor, Tensor], sample: OperandSample) -> QuantParams:
+    """The power of two near a real scale, with the zero point of its range."""
+    scales = torch.exp2(torch.tensor(real).log2().ceil() + torch.tensor(EXPONENT_OFFSETS))
+    if base.q_min < 0:
+        zero_points = torch.zeros_like(scales)
+    else:
+        width = (ends[1] - ends[0]).clamp(min=SMALLEST_SCALE)
+        shrink = (scales * (base.q_max - base.q_min) / width).clamp(max=1.0)
+        zero_points = (base.q_min - ends[0] * shrink / scales).round().clamp(base.q_min, base.q_max)
+    lattices = [StepLattice(base.q_min - shift, base.q_max - shift) for shift in zero_points.tolist()]
+    best = _cheapest(zip(lattices, scales.tolist(), strict=True), sample)
+    return replace(base, scale=scales[best], zero_point=zero_points[best].to(torch.int32))
+
+
+def _log2(base: QuantParams, maximum: float, sample: OperandSample, octave_levels: Sequence[int]) -> QuantParams:
+    """The greatest level, and the levels of an octave, whose rounding of attention weights costs least."""
+    scales = [maximum * step / _LOG2_STEPS for step in range(_LOG2_STEPS, _LOG2_STEPS // 5, -1)]
+    choices = [(levels, max(scale, SMALLEST_SCALE)) for levels in octave_levels for scale in scales]
+    lattices = ((OctaveLattice(base.q_max, levels, is_signed=False), scale) for levels, scale in choices)
+    levels, scale = choices[_cheapest(lattices, sample)]
+    return replace(base, scale=torch.tensor(scale), levels_per_octave=levels)
+
+
+def _cheapest(candidates: Iterable[tuple[Lattice, float]], sample: OperandSample) -> int:
+    costs = fisher_costs(sample, candidates)
+    return costs.index(min(costs))

@@ -1,0 +1,228 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from evoquant.calibrate.channel_flow import NO_ATOM, trace_channels
+from evoquant.calibrate.channel_ranges import channel_ranges, place
+from evoquant.calibrate.rescale import Rescaling, rescale
+from evoquant.calibrate.rescale_choice import balanced_similarity, centred_values, combined, equal_ranges, families
+from evoquant.graph import capture
+
+EXACT = 1e-4
+"""Greatest difference of the outputs, relative to the greatest output."""
+
+
+class Attention(nn.Module):
+    def __init__(self, width=24, heads=3):
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x):
+        batch, tokens, width = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = ((q * 0.3) @ k.transpose(-2, -1)).softmax(dim=-1)
+        return x + self.proj((weights @ v).transpose(1, 2).reshape(batch, tokens, width))
+
+
+class Transformer(nn.Module):
+    def __init__(self, width=24):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 4, stride=4)
+        self.attention = Attention(width)
+        self.norm = nn.LayerNorm(width)
+        self.fc1, self.fc2 = nn.Linear(width, 40, bias=False), nn.Linear(40, width)
+        self.last = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x):
+        x = self.attention(self.stem(x).flatten(2).transpose(1, 2))
+        x = x + self.fc2(F.gelu(self.fc1(self.norm(x))))
+        return self.head(self.last(x).mean(1))
+
+
+class Bottlenecks(nn.Module):
+    """Two linear bottlenecks that share a residual stream, with a depthwise convolution between rectifiers."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.activation = activation
+        self.stem = nn.Conv2d(3, 8, 3, stride=2)
+        self.expand, self.depthwise = nn.Conv2d(8, 16, 1), nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.project, self.second = nn.Conv2d(16, 8, 1, bias=False), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.project(self.activation(self.depthwise(self.activation(self.expand(x)))))
+        x = x + y
+        return self.head((x + self.second(x)).mean((2, 3)))
+
+
+class Normed(nn.Module):
+    """The norm of one group before convolutions, as in MobileViTv2."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 12, 3), nn.GroupNorm(1, 12)
+        self.left, self.right = nn.Conv2d(12, 7, 1), nn.Conv2d(12, 7, 1, bias=False)
+        self.head = nn.Linear(7, 5)
+
+    def forward(self, x):
+        x = self.norm(self.stem(x))
+        return self.head((F.silu(self.left(x)) + F.silu(self.right(x))).mean((2, 3)))
+
+
+def captured(model, seed=0):
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter) * parameter.abs().mean()
+    return capture(model.eval(), (3, 16, 16), name="tiny")
+
+
+def images(count=4):
+    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(7))
+
+
+def ranges_of(model, flow):
+    readers = [*flow.readers, *[reader for pair in flow.similarities for reader in pair]]
+    return channel_ranges(model.program, readers, [images()])
+
+
+def random_rescaling(flow, seed=1):
+    """Any factors and shifts that are allowed."""
+    generator = torch.Generator().manual_seed(seed)
+    by_factor = torch.rand(flow.factors, generator=generator, dtype=torch.float64) * 4 + 0.2
+    factor_of = torch.from_numpy(flow.factor_of)
+    factor = torch.where(factor_of == NO_ATOM, 1.0, by_factor[factor_of.clamp(min=0)])
+    shift = torch.randn(len(factor), generator=generator, dtype=torch.float64)
+    return Rescaling(factor, torch.where(torch.from_numpy(flow.is_shiftable), shift, 0.0))
+
+
+def relative(first, second):
+    return float((first - second).abs().max() / first.abs().max())
+
+
+MODELS = {
+    "transformer": Transformer,
+    "relu": lambda: Bottlenecks(nn.ReLU()),
+    "relu6": lambda: Bottlenecks(nn.ReLU6()),
+    "silu": lambda: Bottlenecks(nn.SiLU()),
+    "group norm": Normed,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_any_allowed_rescaling_is_exact(name, seed):
+    model = captured(MODELS[name]())
+    flow = trace_channels(model)
+    rescaling = random_rescaling(flow, seed)
+    assert bool((rescaling.factor != 1).any())
+
+    changed = rescale(model, flow, rescaling)
+
+    assert relative(model(images()), changed(images())) < EXACT
+    weights = [op.name for op in model.graph.ops if op.weight_count]
+    assert any(not torch.equal(model.weight(op), changed.weight(op)) for op in weights)
+
+
+def test_the_captured_model_itself_is_left_alone():
+    model = captured(Transformer())
+    before = {op.name: model.weight(op.name) for op in model.graph.ops if op.weight_count}
+    flow = trace_channels(model)
+    rescale(model, flow, random_rescaling(flow))
+    assert all(torch.equal(model.weight(name), weight) for name, weight in before.items())
+
+
+def test_a_bias_that_a_shift_needs_is_in_the_graph():
+    model = captured(Normed())
+    flow = trace_channels(model)
+    changed = rescale(model, flow, random_rescaling(flow))
+    assert not model.graph.op["right"].has_bias
+    assert changed.graph.op["right"].has_bias
+
+
+@pytest.mark.parametrize(
+    ("activation", "through"),
+    [(nn.ReLU(), True), (nn.ReLU6(), False), (nn.SiLU(), False), (nn.Hardswish(), False)],
+)
+def test_factors_pass_only_what_commutes_with_them(activation, through):
+    flow = trace_channels(captured(Bottlenecks(activation)))
+    scaled = {reader.op for reader in flow.readers if (flow.factors_read(reader) != NO_ATOM).any()}
+    assert ({"depthwise", "project"} <= scaled) is through
+    assert "expand" in scaled, "the linear stream between bottlenecks has factors whatever the activation is"
+
+
+def test_a_residual_stream_has_one_factor_for_each_channel():
+    flow = trace_channels(captured(Bottlenecks(nn.ReLU6())))
+    by_name = {source.name: flow.factor_of[source.atoms] for source in flow.sources}
+    assert (by_name["stem"] == by_name["project"]).all()
+    assert (by_name["stem"] == by_name["second"]).all()
+    assert len(set(by_name["stem"].tolist())) == 8
+
+
+def test_padding_forbids_a_shift():
+    flow = trace_channels(captured(Bottlenecks(nn.ReLU6())))
+    stem = next(source for source in flow.sources if source.name == "stem")
+    assert not flow.is_shiftable[stem.atoms].any()
+
+
+def test_equal_ranges_make_the_channels_of_a_norm_equal():
+    model = captured(Transformer())
+    flow = trace_channels(model)
+    ranges = ranges_of(model, flow)
+    family = next(family for family in families(model, flow) if family.name == "fc1")
+    assert family.kind == "norms"
+
+    changed = rescale(model, flow, equal_ranges(model, flow, family, ranges))
+
+    after = ranges_of(changed, trace_channels(changed))[place(family.readers[0])].magnitude
+    before = ranges[place(family.readers[0])].magnitude
+    assert float(after.max() / after.min()) == pytest.approx(1.0, abs=1e-3)
+    assert float(before.max() / before.min()) > 1.5
+    assert relative(model(images()), changed(images())) < EXACT
+
+
+def test_balanced_similarity_is_exact_and_centres_k():
+    model = captured(Transformer())
+    flow = trace_channels(model)
+    ranges = ranges_of(model, flow)
+    (pair,) = flow.similarities
+    assert flow.movable_keys == {pair[1].op}
+
+    changed = rescale(model, flow, balanced_similarity(flow, pair, ranges))
+
+    assert relative(model(images()), changed(images())) < EXACT
+    after = ranges_of(changed, flow)
+    q, k = after[place(pair[0])], after[place(pair[1])]
+    assert torch.allclose(q.magnitude, k.magnitude, rtol=1e-3)
+    assert float(k.middle.abs().max()) < 1e-4
+
+
+def test_centred_values_have_no_mean_and_change_nothing():
+    model = captured(Transformer())
+    flow = trace_channels(model)
+    ranges = ranges_of(model, flow)
+    family = next(family for family in families(model, flow) if family.kind == "values")
+
+    changed = rescale(model, flow, centred_values(flow, family, ranges))
+
+    assert relative(model(images()), changed(images())) < EXACT
+    values = next(reader for reader in family.readers if reader.index == 1)
+    assert float(ranges[place(values)].mean.abs().max()) > 1e-2
+    assert float(ranges_of(changed, flow)[place(values)].mean.abs().max()) < 1e-5
+
+
+def test_rescalings_of_different_families_combine():
+    model = captured(Transformer())
+    flow = trace_channels(model)
+    ranges = ranges_of(model, flow)
+    parts = [equal_ranges(model, flow, family, ranges) for family in families(model, flow)]
+    together = combined(parts, flow)
+    for family, part in zip(families(model, flow), parts, strict=True):
+        assert torch.equal(together.factor[family.atoms], part.factor[family.atoms])
+    assert relative(model(images()), rescale(model, flow, together)(images())) < EXACT
