@@ -1,0 +1,224 @@
+"""The benchmark of the kernels: layer shapes of real models, beside ONNX Runtime and beside the instruction peaks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from evoquant.kernels import onnx_baseline
+from evoquant.kernels.case import FP32, KernelCase, KernelOp, case_of
+from evoquant.kernels.machine import fingerprint
+from evoquant.kernels.native import info, isa_number, native, set_threads
+from evoquant.kernels.timing import interleave
+from evoquant.kernels.workload import workload
+from evoquant.types import ModelGraph, Op, OpKind
+from evoquant.types.precision import FLOAT
+
+PRECISIONS = (FP32, "w8a8", "w7a8", "w4a8", "w4a4", "w4a8-log2")
+LARGE_K = 192
+"""From this reduction length on, the share of the instruction peak is reported."""
+
+_PEAKS = {
+    FP32: ("f32", 0),
+    "w8a8": ("u8", 0),
+    "w7a8": ("u8", 1),
+    "w6a8": ("u8", 2),
+    "w4a8": ("u8", 8),
+    "w4a4": ("u8", 64),
+}
+_PEAK_ROUNDS = 200_000
+_PEAK_SAMPLES = 7
+
+
+def layers_of(graphs: Iterable[ModelGraph]) -> list[tuple[str, Op]]:
+    """All products of some models, as ``bench_kernels`` takes them."""
+    return [(graph.model, op) for graph in graphs for op in graph.ops]
+
+
+def peaks(isa: str | None = None) -> dict[str, float]:
+    """GMAC/s of the instruction sequence of each precision, in registers: what no inner loop can exceed.
+
+    One thread. AVX2 multiplies 8 by 8 bits in 16-bit operands; the other instruction sets have one peak for all.
+    """
+    module, number = native(), isa_number(isa)
+    result = {}
+    for precision, (kind, depth) in _PEAKS.items():
+        kind = "s16" if precision == "w8a8" and module.isa_name(number) == "avx2" else kind
+        samples = [module.peak(number, kind, depth, _PEAK_ROUNDS) for _ in range(_PEAK_SAMPLES)]
+        result[precision] = max(samples) / 1e9
+    return result
+
+
+def bench_kernels(
+    layers: Sequence[tuple[str, Op]],
+    *,
+    precisions: Sequence[str] = PRECISIONS,
+    threads: int = 1,
+    isa: str | None = None,
+    seconds_per_case: float = 0.02,
+    repetitions: int = 7,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Time every distinct layer shape at each precision, with ONNX Runtime in the same rounds if it is installed.
+
+    ONNX Runtime chooses its instruction set itself: where the machine has VNNI or AMX, capping the kernels at AVX2
+    compares unlike instruction sets. Its INT8 times are those of codes in, codes or accumulators out.
+
+    Args:
+        layers: Names of models and operations; see ``layers_of``. Equal shapes are timed once.
+        precisions: What to time; see ``KernelCase.precision``.
+        threads: Threads of the kernels and of ONNX Runtime.
+        isa: Instruction set of the kernels; None takes the best, capped by ``EVOQUANT_ISA``.
+        seconds_per_case: Time for each precision of a shape.
+        repetitions: Samples of each.
+        seed: Of operands and order.
+
+    Returns:
+        ``machine``, ``peaks``, ``cases`` (each with op, model, layer, shape, precision, threads, isa, ms, gmacs_per_s,
+        onnxruntime_fp32_ms, onnxruntime_int8_ms) and ``summary``; plain JSON values.
+
+    Raises:
+        KernelError: If the native module is missing or a shape has no kernel.
+    """
+    rng = np.random.default_rng(seed)
+    isa = isa or info().used
+    before = native().threads()
+    set_threads(threads)
+    cases: list[dict[str, Any]] = []
+    try:
+        for case, (model, op) in _distinct(layers).items():
+            times = _time_shape(case, op, precisions, threads, isa, seconds_per_case / repetitions, repetitions, rng)
+            cases += [
+                _entry(case, model, op, precision, threads, isa, times)
+                for precision in precisions
+                if precision in times
+            ]
+    finally:
+        set_threads(before)
+    best = peaks(isa)
+    return {
+        "machine": fingerprint(threads=threads, isa=isa),
+        "peaks": {"isa": isa, "gmacs_per_s": best},
+        "cases": cases,
+        "summary": summarize(cases, best),
+    }
+
+
+def _distinct(layers: Sequence[tuple[str, Op]]) -> dict[KernelCase, tuple[str, Op]]:
+    found: dict[KernelCase, tuple[str, Op]] = {}
+    for model, op in layers:
+        found.setdefault(case_of(op, FLOAT), (model, op))
+    return found
+
+
+def _time_shape(
+    case: KernelCase,
+    op: Op,
+    precisions: Sequence[str],
+    threads: int,
+    isa: str,
+    seconds: float,
+    repetitions: int,
+    rng: np.random.Generator,
+) -> dict[str, float]:
+    """Median milliseconds of each precision, and of ``onnxruntime_fp32`` and ``onnxruntime_int8`` where installed."""
+    wanted = [precision for precision in precisions if _has_kernel(case.op, precision)]
+    runs = [workload(replace(case, precision=precision), rng, isa=isa) for precision in wanted]
+    names = list(wanted)
+    if onnx_baseline.is_available():
+        for name, found in baselines_of(case, op, threads, rng).items():
+            names += [f"onnxruntime_{name}"] * len(found)
+            runs += found
+        names.append("overhead")
+        runs.append(onnx_baseline.overhead(threads))
+    medians = [float(np.median(samples)) for samples in interleave(runs, seconds, repetitions, rng)]
+    overhead = medians.pop() if names[-1] == "overhead" else 0.0
+    times: dict[str, float] = {}
+    for name, median in zip(names, medians, strict=False):
+        median = max(median - overhead, 1e-6) if name.startswith("onnxruntime") else median
+        times[name] = min(median, times.get(name, math.inf))
+    return times
+
+
+def baselines_of(case: KernelCase, op: Op, threads: int, rng: np.random.Generator) -> Mapping[str, list[Any]]:
+    """ONNX Runtime sessions for an operation: a 1x1 convolution is one there too."""
+    return onnx_baseline.baselines(case, rng, threads=threads, as_conv=op.kind is OpKind.CONV)
+
+
+def _has_kernel(op: str, precision: str) -> bool:
+    if op == KernelOp.DEPTHWISE:
+        return precision in (FP32, "w8a8")
+    if op == KernelOp.MATMUL:
+        return precision in (FP32, "w8a8", "w4a4")
+    return True
+
+
+def _entry(
+    case: KernelCase, model: str, op: Op, precision: str, threads: int, isa: str, times: Mapping[str, float]
+) -> dict[str, Any]:
+    return {
+        "op": case.op,
+        "model": model,
+        "layer": op.name,
+        "shape": list(case.shape),
+        "precision": precision,
+        "threads": threads,
+        "isa": isa,
+        "ms": times[precision],
+        "gmacs_per_s": case.macs / times[precision] / 1e6,
+        "onnxruntime_fp32_ms": times.get("onnxruntime_fp32"),
+        "onnxruntime_int8_ms": times.get("onnxruntime_int8"),
+    }
+
+
+def summarize(cases: Sequence[Mapping[str, Any]], best: Mapping[str, float]) -> dict[str, Any]:
+    """Geometric means of the ratios that matter; above 1 means that the kernels are faster.
+
+    Args:
+        cases: Entries as ``bench_kernels`` makes them.
+        best: Peaks in GMAC/s by precision.
+
+    Returns:
+        For ``gemm`` (with convolutions), ``depthwise`` and ``matmul``: for each precision the number of shapes and its
+        speed relative to ONNX Runtime FP32 and INT8 and to our FP32 and W8A8; for ``gemm`` also the share of the
+        peak for reductions of at least 192.
+    """
+    kinds = {"gemm": ("gemm", "conv"), "depthwise": ("depthwise",), "matmul": ("matmul",)}
+    return {kind: _summary_of([case for case in cases if case["op"] in ops], best) for kind, ops in kinds.items()}
+
+
+def _summary_of(cases: Sequence[Mapping[str, Any]], best: Mapping[str, float]) -> dict[str, Any]:
+    ours = {(case["op"], tuple(case["shape"]), case["precision"]): case["ms"] for case in cases}
+    result: dict[str, Any] = {}
+    for precision in dict.fromkeys(case["precision"] for case in cases):
+        chosen = [case for case in cases if case["precision"] == precision]
+        entry: dict[str, Any] = {"shapes": len(chosen)}
+        for name in ("onnxruntime_fp32_ms", "onnxruntime_int8_ms"):
+            entry[f"times_{name[:-3]}"] = _mean([case[name] / case["ms"] for case in chosen if case[name]])
+        for other in (FP32, "w8a8"):
+            ratios = [ours[case["op"], tuple(case["shape"]), other] / case["ms"] for case in chosen
+                      if (case["op"], tuple(case["shape"]), other) in ours]  # fmt: skip
+            entry[f"times_{other}"] = _mean(ratios)
+        large = [
+            case["gmacs_per_s"] / best[precision]
+            for case in chosen
+            if precision in best and _reduction(case) >= LARGE_K
+        ]
+        entry["share_of_peak"] = _mean(large)
+        result[precision] = entry
+    return result
+
+
+def _reduction(case: Mapping[str, Any]) -> int:
+    shape = case["shape"]
+    if case["op"] == KernelOp.GEMM:
+        return int(shape[2])
+    return int(shape[2] * shape[4] * shape[5] // shape[-1]) if case["op"] == KernelOp.CONV else 0
+
+
+def _mean(ratios: Sequence[float]) -> float | None:
+    return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None

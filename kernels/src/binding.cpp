@@ -1,0 +1,396 @@
+// The Python module: checks shapes and types, releases the interpreter lock, calls the C face.
+//
+// Every call takes `repeats` and returns the seconds it took, so that timing costs no interpreter time.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <chrono>
+#include <functional>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "evoquant/kernels.h"
+#include "strided.h"
+
+namespace nb = nanobind;
+using nb::ndarray;
+
+namespace {
+
+template <class T, int N>
+using Strided = ndarray<T, nb::ndim<N>, nb::device::cpu>;
+template <class T>
+using Flat = ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class T, int N>
+using Dense = ndarray<T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Any = ndarray<T, nb::c_contig, nb::device::cpu>;
+
+void check(int status) {
+  if (status < 0) throw std::runtime_error(eq_last_error());
+}
+
+void require(bool holds, const char* message) {
+  if (!holds) throw std::invalid_argument(message);
+}
+
+std::vector<char> eviction;  // streamed through the caches before each run, if not empty
+
+template <class Run>
+double timed(int repeats, const Run& run, const void* input = nullptr, size_t input_bytes = 0) {
+  nb::gil_scoped_release release;
+  using Clock = std::chrono::steady_clock;
+  int status = 0;
+  if (eviction.empty() || repeats == 0) {
+    const auto start = Clock::now();
+    for (int i = 0; i < repeats && status == 0; ++i) status = run();
+    const auto end = Clock::now();
+    if (status < 0) throw std::runtime_error(eq_last_error());
+    return std::chrono::duration<double>(end - start).count();
+  }
+  Clock::duration total{};
+  for (int i = 0; i < repeats && status == 0; ++i) {
+    for (size_t at = 0; at < eviction.size(); at += 64) eviction[at] = (char)(eviction[at] + 1);
+    volatile char sink = 0;
+    for (size_t at = 0; at < input_bytes; at += 64) sink = static_cast<const char*>(input)[at];
+    (void)sink;
+    const auto start = Clock::now();
+    status = run();
+    total += Clock::now() - start;
+  }
+  if (status < 0) throw std::runtime_error(eq_last_error());
+  return std::chrono::duration<double>(total).count();
+}
+
+template <class Array>
+auto* data_or_null(const std::optional<Array>& array) {
+  return array ? array->data() : nullptr;
+}
+
+const eq_quantizer* pointer(const std::optional<eq_quantizer>& q) { return q ? &*q : nullptr; }
+
+int out_size(int size, int pad, int dilation, int kernel, int stride) {
+  return (size + 2 * pad - dilation * (kernel - 1) - 1) / stride + 1;
+}
+
+struct Contraction {
+  eq_contraction* handle = nullptr;
+  eq_contraction_spec spec;
+  int isa;
+  Contraction(int isa_id, const eq_contraction_spec& s, std::optional<Dense<const int8_t, 4>> codes,
+              std::optional<Dense<const float, 4>> weights, std::optional<Any<const float>> scales,
+              std::optional<Flat<const float>> bias)
+      : spec(s), isa(isa_id) {
+    const size_t per_channel = (size_t)(s.group_size ? s.in_channels / s.groups / s.group_size : 1);
+    const size_t count = (size_t)s.out_channels * s.kernel_h * s.kernel_w * (s.in_channels / s.groups);
+    require(!codes || codes->size() == count, "weights do not have the size of the specification");
+    require(!weights || weights->size() == count, "weights do not have the size of the specification");
+    require(!scales || scales->size() == s.out_channels * per_channel, "scales do not fit the output channels");
+    require(!bias || bias->size() == (size_t)s.out_channels, "bias does not fit the output channels");
+    check(eq_contraction_create(&handle, isa, &spec, data_or_null(codes), data_or_null(weights), data_or_null(scales),
+                                data_or_null(bias)));
+  }
+  Contraction(const Contraction&) = delete;
+  ~Contraction() { eq_contraction_destroy(handle); }
+
+  double gemm(Strided<const float, 2> x, const std::optional<eq_quantizer>& q, int activation,
+              std::optional<Dense<const float, 2>> residual, Dense<float, 2> out, int repeats) const {
+    const size_t m = x.shape(0);
+    require(x.shape(1) == (size_t)spec.in_channels && (x.stride(1) == 1 || x.shape(1) == 1), "x must be (m, k), k contiguous");
+    require(out.shape(0) == m && out.shape(1) == (size_t)spec.out_channels, "out must be (m, n)");
+    require(!residual || (residual->shape(0) == m && residual->shape(1) == out.shape(1)), "residual must be like out");
+    return timed(repeats, [&] {
+      return eq_gemm_f32(handle, x.data(), x.stride(0), (int)m, pointer(q), activation, data_or_null(residual), out.data());
+    }, x.data(), x.stride(0) == (int64_t)x.shape(1) ? x.size() * 4 : 0);
+  }
+
+  double gemm_s32(Any<const uint8_t> bytes, int m, Dense<int32_t, 2> out, int repeats) const {
+    const size_t size = spec.operand == EQ_OPERAND_S16 ? 2 : 1;
+    require(bytes.size() == (size_t)m * spec.in_channels * size, "codes must be (m, k)");
+    require(out.shape(0) == (size_t)m && out.shape(1) == (size_t)spec.out_channels, "out must be (m, n)");
+    return timed(repeats, [&] { return eq_gemm_s32(handle, bytes.data(), m, out.data()); });
+  }
+
+  void check_image(size_t h, size_t w, size_t c, size_t oh, size_t ow, size_t oc) const {
+    require(c == (size_t)spec.in_channels, "x must be (h, w, in_channels)");
+    require(oh == (size_t)out_size((int)h, spec.pad_h, spec.dilation_h, spec.kernel_h, spec.stride_h) &&
+                ow == (size_t)out_size((int)w, spec.pad_w, spec.dilation_w, spec.kernel_w, spec.stride_w) &&
+                oc == (size_t)spec.out_channels, "out must be (out_h, out_w, out_channels)");
+  }
+
+  double conv(Dense<const float, 3> x, const std::optional<eq_quantizer>& q, int activation,
+              std::optional<Dense<const float, 3>> residual, Dense<float, 3> out, int repeats) const {
+    check_image(x.shape(0), x.shape(1), x.shape(2), out.shape(0), out.shape(1), out.shape(2));
+    require(!residual || residual->size() == out.size(), "residual must be like out");
+    return timed(repeats, [&] {
+      return eq_conv_f32(handle, x.data(), (int)x.shape(0), (int)x.shape(1), pointer(q), activation,
+                         data_or_null(residual), out.data());
+    }, x.data(), x.size() * 4);
+  }
+
+  double conv_s32(Dense<const uint8_t, 3> codes, int zero_point, Dense<int32_t, 3> out, int repeats) const {
+    require(spec.operand == EQ_OPERAND_U8, "the handle must take u8 codes");
+    check_image(codes.shape(0), codes.shape(1), codes.shape(2), out.shape(0), out.shape(1), out.shape(2));
+    return timed(repeats, [&] {
+      return eq_conv_s32(handle, codes.data(), (int)codes.shape(0), (int)codes.shape(1), zero_point, out.data());
+    });
+  }
+};
+
+struct Depthwise {
+  eq_depthwise* handle = nullptr;
+  eq_contraction_spec spec;
+  Depthwise(int isa, const eq_contraction_spec& s, std::optional<Dense<const int8_t, 3>> codes,
+            std::optional<Dense<const float, 3>> weights, std::optional<Flat<const float>> scales,
+            std::optional<Flat<const float>> bias)
+      : spec(s) {
+    const size_t count = (size_t)s.kernel_h * s.kernel_w * s.in_channels;
+    require(!codes || codes->size() == count, "weights must be (kernel_h, kernel_w, channels)");
+    require(!weights || weights->size() == count, "weights must be (kernel_h, kernel_w, channels)");
+    require(!scales || scales->size() == (size_t)s.in_channels, "scales do not fit the channels");
+    require(!bias || bias->size() == (size_t)s.in_channels, "bias does not fit the channels");
+    check(eq_depthwise_create(&handle, isa, &spec, data_or_null(codes), data_or_null(weights), data_or_null(scales),
+                              data_or_null(bias)));
+  }
+  Depthwise(const Depthwise&) = delete;
+  ~Depthwise() { eq_depthwise_destroy(handle); }
+
+  double run(Dense<const float, 3> x, const std::optional<eq_quantizer>& q, int activation,
+             std::optional<Dense<const float, 3>> residual, Dense<float, 3> out, int repeats) const {
+    require(x.shape(2) == (size_t)spec.in_channels && out.shape(2) == x.shape(2), "x must be (h, w, channels)");
+    const int h = (int)x.shape(0), w = (int)x.shape(1);
+    require((int)out.shape(0) == out_size(h, spec.pad_h, spec.dilation_h, spec.kernel_h, spec.stride_h) &&
+                (int)out.shape(1) == out_size(w, spec.pad_w, spec.dilation_w, spec.kernel_w, spec.stride_w),
+            "out must be (out_h, out_w, channels)");
+    require(!residual || residual->size() == out.size(), "residual must be like out");
+    return timed(repeats, [&] {
+      return eq_depthwise_f32(handle, x.data(), h, w, pointer(q), activation, data_or_null(residual), out.data());
+    }, x.data(), x.size() * 4);
+  }
+};
+
+eq_matmul_shape matmul_shape(const Strided<const float, 4>& a, const Strided<const float, 4>& b, const Strided<float, 4>& out) {
+  require(a.shape(0) == b.shape(0) && a.shape(1) == b.shape(1) && a.shape(3) == b.shape(2), "expected a (b, h, m, k) and b (b, h, k, n)");
+  require(out.shape(0) == a.shape(0) && out.shape(1) == a.shape(1) && out.shape(2) == a.shape(2) && out.shape(3) == b.shape(3),
+          "out must be (b, h, m, n)");
+  require((a.stride(3) == 1 || a.shape(3) == 1) && (out.stride(3) == 1 || out.shape(3) == 1), "the last axis of a and out must be contiguous");
+  ptrdiff_t b_row = b.stride(2), b_col = b.stride(3);
+  if (b.shape(3) == 1) b_col = b_row == 1 ? (ptrdiff_t)b.shape(2) : 1;
+  if (b.shape(2) == 1) b_row = b_col == 1 ? (ptrdiff_t)b.shape(3) : 1;
+  return {(int)a.shape(0), (int)a.shape(1), (int)a.shape(2), (int)b.shape(3), (int)a.shape(3),
+          a.stride(0), a.stride(1), a.stride(2), b.stride(0), b.stride(1), b_row, b_col,
+          out.stride(0), out.stride(1), out.stride(2)};
+}
+
+double matmul(int isa, Strided<const float, 4> a, Strided<const float, 4> b, const std::optional<eq_quantizer>& qa,
+              std::optional<Flat<const float>> b_scales, int b_q_max, float factor, Strided<float, 4> out, int repeats) {
+  const eq_matmul_shape shape = matmul_shape(a, b, out);
+  const int count = b_scales ? (int)b_scales->size() : 0;
+  return timed(repeats, [&] {
+    return eq_matmul_f32(isa, &shape, a.data(), b.data(), pointer(qa), data_or_null(b_scales), count, b_q_max, factor, out.data());
+  });
+}
+
+template <class A, class B>
+void require_same(const A& a, const B& b) {
+  require(a.size() == b.size(), "operands must have equal sizes");
+}
+
+void bind_machine(nb::module_& m) {
+  m.attr("ISA_COUNT") = (int)EQ_ISA_COUNT;
+  m.def("isa_name", &eq_isa_name);
+  m.def("isa_built", [](int isa) { return eq_isa_built(isa) != 0; });
+  m.def("isa_supported", [](int isa) { return eq_isa_supported(isa) != 0; });
+  m.def("isa_default", [] {
+    const int isa = eq_isa_default();
+    check(isa);
+    return isa;
+  });
+  m.def("compiler", &eq_compiler);
+  m.def("version", &eq_version);
+  m.def("set_threads", &eq_set_threads);
+  m.def("threads", &eq_threads);
+  m.def("set_eviction", [](size_t bytes) { eviction.assign(bytes, 0); });
+  m.def("peak", [](int isa, const std::string& format, int depth, int64_t rounds) {
+    double macs = 0;
+    const double seconds = timed(1, [&] {
+      macs = eq_peak_macs(isa, format.c_str(), depth, rounds);
+      return macs < 0 ? -1 : 0;
+    });
+    return macs / seconds;
+  });
+}
+
+void bind_handles(nb::module_& m) {
+  nb::class_<eq_quantizer>(m, "Quantizer")
+      .def("__init__", [](eq_quantizer* q, float scale, int zero_point, int q_min, int q_max, int log2_levels) {
+        new (q) eq_quantizer{scale, zero_point, q_min, q_max, log2_levels};
+      });
+  nb::class_<eq_contraction_spec>(m, "Spec")
+      .def_ro("operand", &eq_contraction_spec::operand)
+      .def("__init__", [](eq_contraction_spec* s, const std::vector<int>& geometry, int operand, int operand_max,
+                          int weight_bits, std::optional<std::vector<int>> codebook, int group_size) {
+        require(geometry.size() == 11, "geometry has eleven numbers");
+        new (s) eq_contraction_spec{};
+        int* fields[] = {&s->out_channels, &s->in_channels, &s->kernel_h, &s->kernel_w, &s->stride_h, &s->stride_w,
+                         &s->pad_h, &s->pad_w, &s->dilation_h, &s->dilation_w, &s->groups};
+        for (size_t i = 0; i < 11; ++i) {
+          require(geometry[i] >= (i == 6 || i == 7 ? 0 : 1), "sizes must be positive");
+          *fields[i] = geometry[i];
+        }
+        s->operand = operand;
+        s->operand_max = operand_max;
+        s->weight_bits = weight_bits;
+        s->group_size = group_size;
+        if (!codebook) return;
+        require(codebook->size() <= 16, "a codebook has at most 16 entries");
+        s->has_codebook = 1;
+        for (size_t i = 0; i < codebook->size(); ++i) s->codebook[i] = (int8_t)(*codebook)[i];
+      }, nb::arg("geometry"), nb::arg("operand"), nb::arg("operand_max"), nb::arg("weight_bits"),
+         nb::arg("codebook").none(), nb::arg("group_size"));
+  nb::class_<Contraction>(m, "Contraction")
+      .def(nb::init<int, const eq_contraction_spec&, std::optional<Dense<const int8_t, 4>>,
+                    std::optional<Dense<const float, 4>>, std::optional<Any<const float>>,
+                    std::optional<Flat<const float>>>(),
+           nb::arg("isa"), nb::arg("spec"), nb::arg("codes").none(), nb::arg("weights").none(),
+           nb::arg("scales").none(), nb::arg("bias").none())
+      .def("gemm", &Contraction::gemm, nb::arg("x"), nb::arg("quantizer").none(), nb::arg("activation"),
+           nb::arg("residual").none(), nb::arg("out"), nb::arg("repeats") = 1)
+      .def("gemm_s32", &Contraction::gemm_s32, nb::arg("codes"), nb::arg("m"), nb::arg("out"), nb::arg("repeats") = 1)
+      .def("conv", &Contraction::conv, nb::arg("x"), nb::arg("quantizer").none(), nb::arg("activation"),
+           nb::arg("residual").none(), nb::arg("out"), nb::arg("repeats") = 1)
+      .def("conv_s32", &Contraction::conv_s32, nb::arg("codes"), nb::arg("zero_point"), nb::arg("out"), nb::arg("repeats") = 1)
+      .def_prop_ro("bytes", [](const Contraction& c) { return eq_contraction_bytes(c.handle); })
+      .def_prop_ro("format", [](const Contraction& c) { return eq_contraction_format(c.handle); })
+      .def_prop_ro("depth", [](const Contraction& c) { return eq_contraction_depth(c.handle); });
+  nb::class_<Depthwise>(m, "Depthwise")
+      .def(nb::init<int, const eq_contraction_spec&, std::optional<Dense<const int8_t, 3>>,
+                    std::optional<Dense<const float, 3>>, std::optional<Flat<const float>>,
+                    std::optional<Flat<const float>>>(),
+           nb::arg("isa"), nb::arg("spec"), nb::arg("codes").none(), nb::arg("weights").none(),
+           nb::arg("scales").none(), nb::arg("bias").none())
+      .def("run", &Depthwise::run, nb::arg("x"), nb::arg("quantizer").none(), nb::arg("activation"),
+           nb::arg("residual").none(), nb::arg("out"), nb::arg("repeats") = 1)
+      .def_prop_ro("bytes", [](const Depthwise& d) { return eq_depthwise_bytes(d.handle); });
+  m.def("matmul", &matmul, nb::arg("isa"), nb::arg("a"), nb::arg("b"), nb::arg("quantizer").none(),
+        nb::arg("b_scales").none(), nb::arg("b_q_max"), nb::arg("factor"), nb::arg("out"), nb::arg("repeats") = 1);
+}
+
+void bind_codes(nb::module_& m) {
+  m.def("pack_bits", [](Flat<const uint8_t> indices, int bits, Flat<uint8_t> packed) {
+    require(bits >= 1 && bits <= 8 && packed.size() == eq_packed_bytes(indices.size(), bits), "packed has another size");
+    check(eq_pack_bits(indices.data(), indices.size(), bits, packed.data()));
+  });
+  m.def("unpack_bits", [](Flat<const uint8_t> packed, int bits, Flat<uint8_t> indices) {
+    require(bits >= 1 && bits <= 8 && packed.size() == eq_packed_bytes(indices.size(), bits), "packed has another size");
+    check(eq_unpack_bits(packed.data(), indices.size(), bits, indices.data()));
+  });
+  m.def("packed_bytes", &eq_packed_bytes);
+  m.def("quantize_u8", [](int isa, Any<const float> x, const eq_quantizer& q, Any<uint8_t> out, int repeats) {
+    require_same(x, out);
+    return timed(repeats, [&] { return eq_quantize_u8(isa, x.data(), x.size(), &q, out.data()); });
+  });
+  m.def("quantize_s16", [](int isa, Any<const float> x, const eq_quantizer& q, Any<int16_t> out, int repeats) {
+    require_same(x, out);
+    return timed(repeats, [&] { return eq_quantize_s16(isa, x.data(), x.size(), &q, out.data()); });
+  });
+  m.def("dequantize_u8", [](int isa, Any<const uint8_t> x, const eq_quantizer& q, Any<float> out, int repeats) {
+    require_same(x, out);
+    return timed(repeats, [&] { return eq_dequantize_u8(isa, x.data(), x.size(), &q, out.data()); });
+  });
+  m.def("requantize", [](int isa, Dense<const int32_t, 2> acc, std::optional<Flat<const int32_t>> bias,
+                         std::optional<Flat<const int32_t>> multiplier, Flat<const int8_t> shift, const eq_quantizer& to,
+                         std::optional<Flat<const uint8_t>> table, Dense<uint8_t, 2> out, int repeats) {
+    require_same(acc, out);
+    const int rows = (int)acc.shape(0), channels = (int)acc.shape(1);
+    require((int)shift.size() == channels && (!bias || (int)bias->size() == channels) &&
+                (!multiplier || (int)multiplier->size() == channels) && (!table || table->size() == 256) &&
+                to.q_min >= 0 && to.q_max <= 255,
+            "per-channel operands do not fit");
+    return timed(repeats, [&] {
+      return multiplier ? eq_requantize(isa, acc.data(), rows, channels, data_or_null(bias), multiplier->data(),
+                                        shift.data(), &to, data_or_null(table), out.data())
+                        : eq_requantize_shift(isa, acc.data(), rows, channels, data_or_null(bias), shift.data(), &to,
+                                              data_or_null(table), out.data());
+    });
+  }, nb::arg("isa"), nb::arg("acc"), nb::arg("bias").none(), nb::arg("multiplier").none(), nb::arg("shift"),
+     nb::arg("to"), nb::arg("table").none(), nb::arg("out"), nb::arg("repeats") = 1);
+  m.def("lookup_u8", [](int isa, Any<const uint8_t> x, Flat<const uint8_t> table, Any<uint8_t> out, int repeats) {
+    require_same(x, out);
+    require(table.size() == 256, "a table has 256 entries");
+    return timed(repeats, [&] { return eq_lookup_u8(isa, x.data(), x.size(), table.data(), out.data()); });
+  });
+  m.def("add_u8", [](int isa, Any<const uint8_t> a, const eq_quantizer& qa, Any<const uint8_t> b,
+                     const eq_quantizer& qb, const eq_quantizer& to, Any<uint8_t> out, int repeats) {
+    require_same(a, out);
+    require_same(b, out);
+    return timed(repeats, [&] { return eq_add_u8(isa, a.data(), &qa, b.data(), &qb, a.size(), &to, out.data()); });
+  });
+}
+
+void bind_float(nb::module_& m) {
+  m.def("activate", [](int isa, int kind, Any<const float> x, Any<float> out, int repeats) {
+    require_same(x, out);
+    return timed(repeats, [&] { return eq_activate(isa, kind, x.data(), x.size(), out.data()); });
+  });
+  m.def("add", [](int isa, Any<const float> a, Any<const float> b, Any<float> out, int repeats) {
+    require_same(a, out);
+    require_same(b, out);
+    return timed(repeats, [&] { return eq_add(isa, a.data(), b.data(), a.size(), out.data()); });
+  });
+  m.def("mul", [](int isa, Any<const float> a, Any<const float> b, Any<float> out, int repeats) {
+    require_same(a, out);
+    require_same(b, out);
+    return timed(repeats, [&] { return eq_mul(isa, a.data(), b.data(), a.size(), out.data()); });
+  });
+  m.def("scale_rows", [](int isa, Dense<const float, 2> x, Flat<const float> scale, std::optional<Flat<const float>> shift,
+                         Dense<float, 2> out, int repeats) {
+    require_same(x, out);
+    require(scale.size() == x.shape(1) && (!shift || shift->size() == x.shape(1)), "scale must have one value per column");
+    return timed(repeats, [&] {
+      return eq_scale_rows(isa, x.data(), x.shape(0), (int)x.shape(1), scale.data(), data_or_null(shift), out.data());
+    });
+  }, nb::arg("isa"), nb::arg("x"), nb::arg("scale"), nb::arg("shift").none(), nb::arg("out"), nb::arg("repeats") = 1);
+  m.def("softmax", [](int isa, Dense<const float, 2> x, Dense<float, 2> out, int repeats) {
+    require_same(x, out);
+    return timed(repeats, [&] { return eq_softmax(isa, x.data(), x.shape(0), (int)x.shape(1), out.data()); });
+  });
+  m.def("layer_norm", [](int isa, Dense<const float, 2> x, Flat<const float> weight, Flat<const float> bias,
+                         float epsilon, Dense<float, 2> out, int repeats) {
+    require_same(x, out);
+    require(weight.size() == x.shape(1) && bias.size() == x.shape(1), "weight and bias must have one value per column");
+    return timed(repeats, [&] {
+      return eq_layer_norm(isa, x.data(), x.shape(0), (int)x.shape(1), weight.data(), bias.data(), epsilon, out.data());
+    });
+  });
+  m.def("mean_rows", [](int isa, Dense<const float, 2> x, Flat<float> out, int repeats) {
+    require(out.size() == x.shape(1), "out must have one value per column");
+    return timed(repeats, [&] { return eq_mean_rows(isa, x.data(), (int)x.shape(0), (int)x.shape(1), out.data()); });
+  });
+  m.def("max_pool", [](int isa, Dense<const float, 3> x, int kernel, int stride, int pad, Dense<float, 3> out, int repeats) {
+    require(kernel > 0 && stride > 0 && out.shape(2) == x.shape(2) &&
+                (int)out.shape(0) == out_size((int)x.shape(0), pad, 1, kernel, stride) &&
+                (int)out.shape(1) == out_size((int)x.shape(1), pad, 1, kernel, stride),
+            "out must be (out_h, out_w, channels)");
+    return timed(repeats, [&] {
+      return eq_max_pool(isa, x.data(), (int)x.shape(0), (int)x.shape(1), (int)x.shape(2), kernel, stride, pad, out.data());
+    });
+  });
+}
+
+#include "program.inl"
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  bind_machine(m);
+  bind_handles(m);
+  bind_codes(m);
+  bind_float(m);
+  bind_program(m);
+}

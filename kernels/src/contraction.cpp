@@ -1,0 +1,779 @@
+#include "contraction.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "threads.h"
+
+namespace eq {
+
+Bytes::Bytes(size_t size) : size_(size) {
+  const size_t whole = round_up(size + 256, (size_t)64);
+  data_ = std::aligned_alloc(64, whole);
+  if (!data_) throw std::bad_alloc();
+  std::memset(data_, 0, whole);
+}
+
+Bytes::Bytes(Bytes&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+Bytes& Bytes::operator=(Bytes&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+QuantArgs quant_args(const eq_quantizer& q) {
+  return {1.0f / q.scale, (float)(q.q_min - q.zero_point), (float)(q.q_max - q.zero_point), q.zero_point, q.log2_levels};
+}
+
+float unit_of(const eq_quantizer& q) {
+  return q.log2_levels > 0 ? std::ldexp(q.scale, 1 - q.log2_levels) : q.scale;
+}
+
+// The cheapest of the tile widths by a small model: multiplications, loads and latency of one step, and a fixed cost
+// per tile. Rows and panels are then spread evenly.
+TileShape choose_tile(const Format& format, int m, int panels, int steps) {
+  TileShape best{1, 1};
+  float best_cost = INFINITY;
+  for (int np = 1; np <= std::min(format.max_panels, panels); ++np) {
+    const int most = format.max_rows[np];
+    if (most == 0) continue;
+    const int blocks = (m + most - 1) / most, rows = (m + blocks - 1) / blocks;
+    const int groups = (panels + np - 1) / np;
+    const float step = std::max({rows * np * format.cycles, (rows + np) * format.load_cycles, format.latency});
+    const float cost = blocks * groups * (steps * step + 20.0f + 2.0f * rows * np);
+    if (cost < best_cost) {
+      best_cost = cost;
+      best = {rows, (panels + groups - 1) / groups};
+    }
+  }
+  return best;
+}
+
+const Format* byte_format(const Isa& isa, int k) {
+  return isa.u8_short && round_up(k, isa.u8->align) > 2 * k ? isa.u8_short : isa.u8;
+}
+
+namespace {
+
+constexpr int kChunkBytes = 48 * 1024;
+constexpr int kLeastTiles = 16;
+constexpr int kTileValues = kMaxRows * kMaxPanels * kPanel + kBatchBytes / 4;
+
+int check_spec(const eq_contraction_spec& s) {
+  if (s.out_channels < 1 || s.in_channels < 1 || s.kernel_h < 1 || s.kernel_w < 1 || s.stride_h < 1 ||
+      s.stride_w < 1 || s.pad_h < 0 || s.pad_w < 0 || s.dilation_h < 1 || s.dilation_w < 1 || s.groups < 1)
+    return fail("contraction: sizes, strides, dilations and groups must be positive");
+  if (s.in_channels % s.groups || s.out_channels % s.groups)
+    return fail("contraction: groups must divide the channels, but %d does not divide %d and %d", s.groups,
+                s.in_channels, s.out_channels);
+  if (s.group_size < 0 || (s.group_size && s.in_channels / s.groups % s.group_size))
+    return fail("contraction: group_size must divide the input channels, but %d does not divide %d", s.group_size,
+                s.in_channels / s.groups);
+  if (s.operand < EQ_OPERAND_F32 || s.operand > EQ_OPERAND_CODES_F32)
+    return fail("contraction: unknown operand %d", s.operand);
+  if (s.operand != EQ_OPERAND_F32 && (s.operand_max < 1 || (s.operand == EQ_OPERAND_U8 && s.operand_max > 255)))
+    return fail("contraction: operand_max must lie in [1, 255] for u8, but got %d", s.operand_max);
+  if ((s.operand == EQ_OPERAND_U8 || s.operand == EQ_OPERAND_S16) && (s.weight_bits < 1 || s.weight_bits > 8))
+    return fail("contraction: weight_bits must lie in [1, 8], but got %d", s.weight_bits);
+  return 0;
+}
+
+// Where the values of a weight go in a panel.
+struct WeightOrder {
+  const eq_contraction& c;
+  // Offset of value i of segment s of scale group g in a weight (kernel_h, kernel_w, channels).
+  ptrdiff_t source(int g, int s, int i) const {
+    const int cg = c.spec.in_channels / c.spec.groups;
+    return (ptrdiff_t)s * (c.whole_rows ? c.segment_k : cg) + (ptrdiff_t)g * c.segment_k + i;
+  }
+  size_t target(int g, int s, int i, int column) const {
+    const int step = c.format->step;
+    const size_t at = ((size_t)g * c.segments + s) * c.steps + i / step;
+    return (at * kPanel + column) * step + i % step;
+  }
+};
+
+template <class T>
+void fill_panel(const eq_contraction& c, const T* weights, int group, int panel, T* out) {
+  const WeightOrder order{c};
+  const ptrdiff_t k = (ptrdiff_t)c.spec.kernel_h * c.spec.kernel_w * (c.spec.in_channels / c.spec.groups);
+  for (int j = 0; j < kPanel && panel * kPanel + j < c.columns; ++j) {
+    const T* row = weights + ((ptrdiff_t)group * c.columns + panel * kPanel + j) * k;
+    for (int g = 0; g < c.scale_groups; ++g)
+      for (int s = 0; s < c.segments; ++s)
+        for (int i = 0; i < c.segment_k; ++i) out[order.target(g, s, i, j)] = row[order.source(g, s, i)];
+  }
+}
+
+int index_of(const eq_contraction_spec& s, int8_t code) {
+  if (!s.has_codebook) {
+    const int index = code + (1 << (s.weight_bits - 1));
+    return index >> s.weight_bits ? -1 : index;
+  }
+  for (int i = 0; i < 1 << s.weight_bits; ++i)
+    if (s.codebook[i] == code) return i;
+  return -1;
+}
+
+int store_panel(eq_contraction& c, const int8_t* values, uint8_t* stored, std::vector<uint8_t>& indices) {
+  if (c.packed_bits == 8) {
+    std::memcpy(stored, values, c.panel_values);
+    return 0;
+  }
+  // Padding must decode to zero where the format sums it, so it takes the index of zero; a binary codebook has none,
+  // and its padding meets activations that do not exist: see decode_panel.
+  const int zero = index_of(c.spec, 0) < 0 ? 0 : index_of(c.spec, 0);
+  std::fill(indices.begin(), indices.end(), (uint8_t)zero);
+  for (size_t i = 0; i < c.panel_values; ++i) {
+    const int index = index_of(c.spec, values[i]);
+    indices[i] = (uint8_t)(index < 0 ? zero : index);
+  }
+  return eq_pack_bits(indices.data(), indices.size(), c.packed_bits, stored);
+}
+
+int check_codes(const eq_contraction_spec& s, const int8_t* codes, size_t count) {
+  for (size_t i = 0; i < count; ++i)
+    if (index_of(s, codes[i]) < 0)
+      return fail("weights: value %d at %zu is not among those of %d bits%s", codes[i], i, s.weight_bits,
+                  s.has_codebook ? " in the codebook" : "");
+  return 0;
+}
+
+// The greatest magnitude of this sign, at most `room`, that the weights can store; -1 if there is none.
+int largest_within(const eq_contraction_spec& s, int sign, int room) {
+  if (!s.has_codebook) return room;
+  int best = -1;
+  for (int i = 0; i < 1 << s.weight_bits; ++i)
+    if (sign * s.codebook[i] >= 0 && sign * s.codebook[i] <= room) best = std::max(best, sign * s.codebook[i]);
+  return best;
+}
+
+// The products of `depth` steps are added in 16 bits. The lane of a column adds the products of two weights per step;
+// its positive and its negative ones must each stay within 32767 for every activation in [0, operand_max]. What a
+// weight has beyond that is taken out of the panel and becomes a correction, which is added apart.
+// A plan of depth 0 says that no stored value is small enough.
+PanelPlan plan_panel(const eq_contraction& c, int depth, const std::vector<int8_t>& original) {
+  const int limit = 32767 / c.spec.operand_max;
+  PanelPlan plan;
+  plan.depth = depth;
+  plan.values = original;
+  for (int run = 0; run < c.scale_groups * c.segments; ++run) {
+    for (int first = 0; first < c.steps; first += depth)
+      for (int lane = 0; lane < kPanel * 2; ++lane)
+        for (int sign : {1, -1}) {
+          int room = limit;
+          for (int s = first; s < std::min(first + depth, c.steps); ++s)
+            for (int i = 0; i < 2; ++i) {
+              int8_t& value = plan.values[((size_t)run * c.steps + s) * kPanel * 4 + lane * 2 + i];
+              const int magnitude = sign * value;
+              if (magnitude <= room) {
+                room -= std::max(magnitude, 0);
+                continue;
+              }
+              const int kept = largest_within(c.spec, sign, room);
+              if (kept < 0) return {};
+              plan.corrections.push_back({run % c.segments, s * 4 + lane % 2 * 2 + i, lane / 2, value - sign * kept});
+              value = (int8_t)(sign * kept);
+              room -= kept;
+            }
+        }
+    if ((run + 1) % c.segments == 0) plan.group_ends.push_back((int)plan.corrections.size());
+  }
+  return plan;
+}
+
+// Cycles of one row, roughly: three vector instructions per cycle, and a correction apart.
+float plan_cost(const eq_contraction& c, const PanelPlan& plan) {
+  constexpr float kCorrectionCycles = 4.0f;
+  if (plan.depth == 0) return INFINITY;
+  const float steps = (float)c.scale_groups * c.segments * c.steps;
+  return steps * 2.0f * (2.0f + 1.0f / plan.depth) / 3.0f + kCorrectionCycles * plan.corrections.size();
+}
+
+// Powers of two only: neighbours that share a tile take the smallest depth, whose runs must nest in the others.
+PanelPlan best_plan(const eq_contraction& c, const std::vector<int8_t>& values) {
+  PanelPlan best;
+  for (int depth : {1, 2, 4, 8, 16, 32, 64, 128}) {
+    PanelPlan plan = plan_panel(c, depth, values);
+    if (plan_cost(c, plan) < plan_cost(c, best)) best = std::move(plan);
+  }
+  return best;
+}
+
+void lay_out(eq_contraction& c) {
+  const eq_contraction_spec& s = c.spec;
+  const int cg = s.in_channels / s.groups;
+  c.columns = s.out_channels / s.groups;
+  c.columns_padded = round_up(c.columns, kPanel);
+  c.panels = c.columns_padded / kPanel;
+  c.whole_rows = s.groups == 1 && s.dilation_w == 1 && s.group_size == 0;
+  c.scale_groups = s.group_size ? cg / s.group_size : 1;
+  c.segments = c.whole_rows ? s.kernel_h : s.kernel_h * s.kernel_w;
+  c.segment_k = c.whole_rows ? s.kernel_w * cg : cg / c.scale_groups;
+}
+
+void size_panels(eq_contraction& c) {
+  c.steps = round_up(c.segment_k, c.format->align) / c.format->step;
+  c.panel_values = (size_t)c.scale_groups * c.segments * c.steps * kPanel * c.format->step;
+}
+
+void pack_float(eq_contraction& c, const float* weights) {
+  c.format = c.isa->f32;
+  c.packed_bits = 32;
+  size_panels(c);
+  c.panel_bytes = c.panel_values * sizeof(float);
+  c.stored = Bytes(c.panel_bytes * c.panels * c.spec.groups);
+  for (int g = 0; g < c.spec.groups; ++g)
+    for (int p = 0; p < c.panels; ++p)
+      fill_panel(c, weights, g, p, c.stored.as<float>() + ((size_t)g * c.panels + p) * c.panel_values);
+}
+
+// Bits that are stored: padding needs a zero, which a codebook without zero has not, so that one is stored wider.
+int choose_bits(const eq_contraction& c) {
+  const bool padded = c.segment_k % c.format->align || c.columns % kPanel;
+  return c.spec.weight_bits < 8 && padded && index_of(c.spec, 0) < 0 ? 0 : c.spec.weight_bits;
+}
+
+// A codebook of one bit has no zero. Where padding exists the pad values of a column would be multiplied with real
+// neighbours of the row, so the weights take a second bit and a codebook with a zero.
+void widen_codebook(eq_contraction& c) {
+  eq_contraction_spec& s = c.spec;
+  const int used = 1 << s.weight_bits;
+  if (used < 16) {
+    s.codebook[used] = 0;
+    for (int i = used + 1; i < 16; ++i) s.codebook[i] = 0;
+    s.weight_bits += 1;
+  } else {
+    s.has_codebook = 0;
+    s.weight_bits = 8;
+  }
+}
+
+void choose_integer_format(eq_contraction& c, const int8_t* codes) {
+  c.format = c.spec.operand == EQ_OPERAND_S16 ? c.isa->s16 : byte_format(*c.isa, c.segment_k);
+  size_panels(c);
+  if (c.spec.operand == EQ_OPERAND_S16 || !c.isa->u8_needs_depth) return;
+  float cost = 0.0f;
+  for (int g = 0; g < c.spec.groups; ++g)
+    for (int p = 0; p < c.panels; ++p) {
+      std::vector<int8_t> values(c.panel_values);
+      fill_panel(c, codes, g, p, values.data());
+      c.plans.push_back(best_plan(c, values));
+      cost += plan_cost(c, c.plans.back());
+    }
+  // Sixteen-bit operands take two steps of two instructions where bytes take one.
+  const float wide = (float)c.spec.groups * c.panels * c.scale_groups * c.segments * c.steps * 8.0f / 3.0f;
+  if (cost < wide) return;
+  c.plans.clear();
+  c.format = c.isa->s16;
+  size_panels(c);
+}
+
+void add_column_sums(eq_contraction& c, const int8_t* codes) {
+  c.sums = Bytes(sizeof(int32_t) * c.spec.groups * c.scale_groups * c.columns_padded);
+  const WeightOrder order{c};
+  const ptrdiff_t k = (ptrdiff_t)c.spec.kernel_h * c.spec.kernel_w * (c.spec.in_channels / c.spec.groups);
+  for (int g = 0; g < c.spec.groups; ++g)
+    for (int q = 0; q < c.scale_groups; ++q)
+      for (int j = 0; j < c.columns; ++j) {
+        const int8_t* row = codes + ((ptrdiff_t)g * c.columns + j) * k;
+        int32_t sum = 0;
+        for (int s = 0; s < c.segments; ++s)
+          for (int i = 0; i < c.segment_k; ++i) sum += row[order.source(q, s, i)];
+        c.sums.as<int32_t>()[((size_t)g * c.scale_groups + q) * c.columns_padded + j] = sum;
+      }
+}
+
+int pack_integer(eq_contraction& c, const int8_t* codes) {
+  const size_t count =
+      (size_t)c.spec.out_channels * c.spec.kernel_h * c.spec.kernel_w * (c.spec.in_channels / c.spec.groups);
+  if (check_codes(c.spec, codes, count)) return -1;
+  choose_integer_format(c, codes);
+  while (choose_bits(c) == 0) widen_codebook(c);
+  c.packed_bits = c.spec.weight_bits;
+  c.panel_bytes = c.packed_bits == 8 ? round_up(c.panel_values, (size_t)64) : eq_packed_bytes(c.panel_values, c.packed_bits);
+  c.stored = Bytes(c.panel_bytes * c.panels * c.spec.groups);
+  std::vector<int8_t> values(c.panel_values);
+  std::vector<uint8_t> indices(round_up(c.panel_values, (size_t)256));
+  for (int g = 0; g < c.spec.groups; ++g)
+    for (int p = 0; p < c.panels; ++p) {
+      values.assign(c.panel_values, 0);
+      fill_panel(c, codes, g, p, values.data());
+      if (!c.plans.empty()) values = std::move(c.plans[(size_t)g * c.panels + p].values);
+      if (store_panel(c, values.data(), c.stored.as<uint8_t>() + ((size_t)g * c.panels + p) * c.panel_bytes, indices))
+        return -1;
+    }
+  add_column_sums(c, codes);
+  return 0;
+}
+
+void copy_scales(eq_contraction& c, const float* scales, const float* bias) {
+  c.scales = Bytes(sizeof(float) * c.spec.groups * c.scale_groups * c.columns_padded);
+  c.bias = Bytes(sizeof(float) * c.spec.groups * c.columns_padded);
+  for (int g = 0; g < c.spec.groups; ++g)
+    for (int j = 0; j < c.columns; ++j) {
+      const int channel = g * c.columns + j;
+      for (int q = 0; q < c.scale_groups; ++q)
+        c.scales.as<float>()[((size_t)g * c.scale_groups + q) * c.columns_padded + j] =
+            scales ? scales[(size_t)channel * c.scale_groups + q] : 1.0f;
+      c.bias.as<float>()[(size_t)g * c.columns_padded + j] = bias ? bias[channel] : 0.0f;
+    }
+}
+
+// --- running ----------------------------------------------------------------------------------------------------
+
+// One contraction of one group over all rows.
+struct Job {
+  const eq_contraction& c;
+  int group;
+  int m;
+  Rows rows;                  // of operands in the type of the format
+  const ptrdiff_t* segments;  // [scale group][segment]
+  TileShape tile;
+  const int32_t* correction;  // [scale group][columns_padded]
+  const float* scale;         // likewise
+  int activation;
+  const float* residual;
+  float* out;
+  int32_t* out_s32;           // instead of out
+};
+
+const void* decode_panels(const eq_contraction& c, int group, int first, int count, void* into) {
+  const uint8_t* stored = c.stored.as<uint8_t>() + ((size_t)group * c.panels + first) * c.panel_bytes;
+  if (c.is_float() || (c.packed_bits == 8 && c.format->weight_bytes == 1)) return stored;
+  const size_t stride = round_up(c.panel_values, (size_t)256) * c.format->weight_bytes;
+  for (int p = 0; p < count; ++p, stored += c.panel_bytes) {
+    char* out = static_cast<char*>(into) + p * stride;
+    const int8_t* codebook = c.spec.has_codebook ? c.spec.codebook : nullptr;
+    if (c.format->weight_bytes == 1) {
+      c.isa->decode(stored, c.panel_values, c.packed_bits, codebook, reinterpret_cast<int8_t*>(out));
+    } else if (c.packed_bits == 8) {
+      c.isa->widen(reinterpret_cast<const int8_t*>(stored), c.panel_values, reinterpret_cast<int16_t*>(out));
+    } else {
+      int8_t* codes = static_cast<int8_t*>(scratch(Slot::kCodes, round_up(c.panel_values, (size_t)256)));
+      c.isa->decode(stored, c.panel_values, c.packed_bits, codebook, codes);
+      c.isa->widen(codes, c.panel_values, reinterpret_cast<int16_t*>(out));
+    }
+  }
+  return into;
+}
+
+bool needs_decoding(const eq_contraction& c) {
+  return !c.is_float() && !(c.packed_bits == 8 && c.format->weight_bytes == 1);
+}
+
+size_t decoded_stride(const eq_contraction& c) {
+  if (!needs_decoding(c)) return c.panel_bytes;
+  return round_up(c.panel_values, (size_t)256) * c.format->weight_bytes;
+}
+
+void store_s32(const Job& job, const int32_t* tile, int stride, int row, int rows, int column, int columns) {
+  for (int r = 0; r < rows; ++r)
+    std::memcpy(job.out_s32 + (ptrdiff_t)(row + r) * job.c.spec.out_channels + job.group * job.c.columns + column,
+                tile + r * stride, sizeof(int32_t) * columns);
+}
+
+void finish_tile(const Job& job, const void* tile, int panels, int row, int rows, int first_panel, int q) {
+  const eq_contraction& c = job.c;
+  const int column = first_panel * kPanel;
+  const int columns = std::min(panels * kPanel, c.columns - column);
+  if (job.out_s32) return store_s32(job, static_cast<const int32_t*>(tile), panels * kPanel, row, rows, column, columns);
+  const size_t at = (size_t)q * c.columns_padded + column;
+  const ptrdiff_t ldo = c.spec.out_channels;
+  const ptrdiff_t place = (ptrdiff_t)row * ldo + job.group * c.columns + column;
+  EpilogueArgs e{tile, panels * kPanel, rows, columns, job.correction ? job.correction + at : nullptr, job.scale + at,
+                 c.bias.as<float>() + (size_t)job.group * c.columns_padded + column, job.activation, q == 0,
+                 q == c.scale_groups - 1, job.residual ? job.residual + place : nullptr, job.out + place, ldo};
+  (c.is_float() ? c.isa->epilogue_f32 : c.isa->epilogue_s32)(e);
+}
+
+// One pointer for each row from m0 to m1, then the last one again, so that a tile may read more than there are.
+const void* const* row_pointers(const Rows& rows, int m0, int m1) {
+  const void** pointers = static_cast<const void**>(scratch(Slot::kRows, sizeof(void*) * (m1 - m0 + kMaxRows)));
+  for (int i = m0; i < m1;) {
+    const int x = i % rows.out_w, width = std::min(rows.out_w - x, m1 - i);
+    const char* first = rows.base + (ptrdiff_t)(i / rows.out_w) * rows.step_y + x * rows.step_x;
+    const void** line = pointers + (i - m0);
+    for (int j = 0; j < width; ++j) line[j] = first + j * rows.step_x;
+    i += width;
+  }
+  for (int i = 0; i < kMaxRows; ++i) pointers[m1 - m0 + i] = pointers[m1 - m0 - 1];
+  return pointers;
+}
+
+void add_corrections(const Job& job, const void* const* rows, int count, int panel, int panels, int q, int32_t* tile) {
+  const eq_contraction& c = job.c;
+  if (c.plans.empty()) return;
+  const ptrdiff_t* segments = job.segments + (ptrdiff_t)q * c.segments;
+  for (int i = 0; i < panels; ++i) {
+    const PanelPlan& plan = c.plans[(size_t)job.group * c.panels + panel + i];
+    const int from = q ? plan.group_ends[q - 1] : 0, to = plan.group_ends[q];
+    for (int at = from; at < to; ++at) {
+      const Correction& one = plan.corrections[at];
+      const ptrdiff_t offset = segments[one.segment] + one.index;
+      int32_t* sums = tile + i * kPanel + one.column;
+      for (int r = 0; r < count; ++r, sums += panels * kPanel)
+        *sums += one.value * static_cast<const uint8_t*>(rows[r])[offset];
+    }
+  }
+}
+
+// Rows [m0, m1) by panels [p0, p1); decoded holds all panels, or is null and they are decoded group by group.
+void multiply(const Job& job, int m0, int m1, int p0, int p1, const void* decoded) {
+  const eq_contraction& c = job.c;
+  const Format& f = *c.format;
+  const size_t stride = decoded_stride(c);
+  alignas(64) int32_t tile[kTileValues];
+  const void* const* rows = row_pointers(job.rows, m0, m1);
+  for (int p = p0; p < p1; p += job.tile.panels) {
+    const int panels = std::min(job.tile.panels, p1 - p);
+    const char* weights = decoded ? static_cast<const char*>(decoded) + (size_t)p * stride
+                                  : static_cast<const char*>(decode_panels(
+                                        c, job.group, p, panels,
+                                        needs_decoding(c) ? scratch(Slot::kDecoded, stride * panels) : nullptr));
+    const int depth = c.depth_of(job.group, p, panels);
+    const int most = std::max(1, kBatchBytes / (job.tile.rows * panels * kPanel * 4));
+    for (int row = m0; row < m1;) {
+      const int count = std::min(job.tile.rows, m1 - row);
+      const int blocks = std::max(1, std::min(most, (m1 - row) / job.tile.rows));
+      for (int q = 0; q < c.scale_groups; ++q) {
+        f.tiles[panels][count]({rows + (row - m0), blocks, job.segments + (ptrdiff_t)q * c.segments, c.segments, c.steps,
+                                weights + c.group_values() * f.weight_bytes * q, (ptrdiff_t)stride, depth, tile});
+        add_corrections(job, rows + (row - m0), count * blocks, p, panels, q, tile);
+        finish_tile(job, tile, panels, row, count * blocks, p, q);
+      }
+      row += count * blocks;
+    }
+  }
+}
+
+const void* decode_all(const eq_contraction& c, int group) {
+  if (!needs_decoding(c)) return c.stored.as<char>() + (size_t)group * c.panels * c.panel_bytes;
+  return decode_panels(c, group, 0, c.panels, scratch(Slot::kDecoded, decoded_stride(c) * c.panels));
+}
+
+// Rows that are worked on together: operands that stay in the cache, but enough tiles to pay for reading the panels.
+int chunk_rows(int m, int tile_rows, size_t row_bytes) {
+  const int threads = thread_count();
+  int rows = std::max<int>(kLeastTiles * tile_rows, (int)(kChunkBytes / std::max<size_t>(row_bytes, 1)) / tile_rows * tile_rows);
+  if (threads > 1) rows = std::min(rows, round_up((m + threads - 1) / threads, tile_rows));
+  return std::min(rows, m);
+}
+
+// Runs rows that are ready. Many rows: chunks of rows; few: panels are divided among the threads.
+void run_ready(const Job& job, size_t row_bytes) {
+  const int threads = thread_count();
+  const int chunk = chunk_rows(job.m, job.tile.rows, row_bytes);
+  const int chunks = (job.m + chunk - 1) / chunk;
+  if (chunks > 1 && (threads == 1 || job.m >= threads * job.tile.rows)) {
+    const void* decoded = decode_all(job.c, job.group);
+    return parallel_for(chunks, [&](int i) {
+      multiply(job, i * chunk, std::min((i + 1) * chunk, job.m), 0, job.c.panels, decoded);
+    });
+  }
+  const int groups = (job.c.panels + job.tile.panels - 1) / job.tile.panels;
+  const int parts = std::min(threads, groups);
+  parallel_for(parts, [&](int i) {
+    const int first = groups * i / parts * job.tile.panels;
+    const int last = std::min(groups * (i + 1) / parts * job.tile.panels, job.c.panels);
+    multiply(job, 0, job.m, first, last, nullptr);
+  });
+}
+
+// Combined scales and zero-point corrections of one group, for one call.
+void prepare_epilogue(Job& job, const eq_quantizer* q) {
+  const eq_contraction& c = job.c;
+  const size_t count = (size_t)c.scale_groups * c.columns_padded;
+  const float* weight_scale = c.scales.as<float>() + (size_t)job.group * count;
+  if (!q) {
+    job.scale = weight_scale;
+    job.correction = nullptr;
+    return;
+  }
+  char* memory = static_cast<char*>(scratch(Slot::kScale, count * 8));
+  float* scale = reinterpret_cast<float*>(memory);
+  int32_t* correction = reinterpret_cast<int32_t*>(memory + count * 4);
+  const int32_t* sums = c.sums.size() ? c.sums.as<int32_t>() + (size_t)job.group * count : nullptr;
+  const float unit = unit_of(*q);
+  for (size_t i = 0; i < count; ++i) {
+    scale[i] = unit * weight_scale[i];
+    correction[i] = sums ? sums[i] * q->zero_point : 0;
+  }
+  job.scale = scale;
+  job.correction = c.is_float() ? nullptr : correction;
+}
+
+void quantize_row(const eq_contraction& c, const float* x, size_t count, const QuantArgs& q, void* out) {
+  if (c.is_float())
+    c.isa->quantize_f32(x, count, q, static_cast<float*>(out));
+  else if (c.format->operand_bytes == 1)
+    c.isa->quantize_u8(x, count, q, static_cast<uint8_t*>(out));
+  else
+    c.isa->quantize_s16(x, count, q, static_cast<int16_t*>(out));
+}
+
+int check_quantizer(const eq_contraction& c, const eq_quantizer* q, const char* who) {
+  if (c.spec.operand == EQ_OPERAND_F32) return q ? fail("%s: a floating-point handle takes no quantizer", who) : 0;
+  if (!q) return fail("%s: this handle needs a quantizer of its activations", who);
+  if (!(q->scale > 0.0f) || !std::isfinite(q->scale)) return fail("%s: scale must be positive, but got %g", who, (double)q->scale);
+  const int top = q->log2_levels > 0 ? 1 << (q->log2_levels - 1) : q->q_max;
+  if (q->log2_levels < 0 || q->log2_levels > 15 || top > c.spec.operand_max)
+    return fail("%s: activations reach %d, but the weights were packed for at most %d", who, top, c.spec.operand_max);
+  if (q->log2_levels == 0 && (q->q_min > q->zero_point || q->zero_point > q->q_max || q->q_min >= q->q_max))
+    return fail("%s: expected q_min <= zero_point <= q_max, but got %d, %d, %d", who, q->q_min, q->zero_point, q->q_max);
+  if (c.spec.operand == EQ_OPERAND_U8 && q->q_min < 0)
+    return fail("%s: q_min must not be negative for u8 codes, but got %d", who, q->q_min);
+  return 0;
+}
+
+// A matrix product whose rows are quantised chunk by chunk, just before they are used.
+void run_rows_f32(Job& job, const float* x, ptrdiff_t step_x, ptrdiff_t step_y, int out_w, const eq_quantizer* q) {
+  const eq_contraction& c = job.c;
+  const int k = c.spec.in_channels;
+  const ptrdiff_t size = c.format->operand_bytes;
+  if (c.spec.operand == EQ_OPERAND_F32) {
+    job.rows = {reinterpret_cast<const char*>(x), step_x * 4, step_y * 4, out_w};
+    return run_ready(job, (size_t)k * 4);
+  }
+  const QuantArgs args = quant_args(*q);
+  const ptrdiff_t pitch = round_up(k, c.format->align) * size;
+  const Rows source{reinterpret_cast<const char*>(x), step_x * 4, step_y * 4, out_w};
+  const bool dense = step_x == k && pitch == k * size && (ptrdiff_t)out_w * step_x == step_y;
+  const auto quantize = [&](int from, int to, char* out) {
+    if (dense) return quantize_row(c, x + (ptrdiff_t)from * k, (size_t)(to - from) * k, args, out);
+    for (int i = from; i < to; ++i)
+      quantize_row(c, reinterpret_cast<const float*>(source.at(i)), (size_t)k, args, out + (i - from) * pitch);
+  };
+  const int threads = thread_count();
+  const int chunk = chunk_rows(job.m, job.tile.rows, (size_t)k * (4 + size));
+  const int chunks = (job.m + chunk - 1) / chunk;
+  if (chunks > 1 && (threads == 1 || job.m >= threads * job.tile.rows)) {
+    const void* decoded = decode_all(c, job.group);
+    return parallel_for(chunks, [&](int i) {
+      const int from = i * chunk, to = std::min(from + chunk, job.m);
+      char* codes = static_cast<char*>(scratch(Slot::kOperand, (size_t)chunk * pitch));
+      quantize(from, to, codes);
+      Job mine = job;
+      mine.rows = {codes - from * pitch, pitch, 0, INT32_MAX};
+      multiply(mine, from, to, 0, c.panels, decoded);
+    });
+  }
+  char* codes = static_cast<char*>(scratch(Slot::kOperand, (size_t)job.m * pitch));
+  quantize(0, job.m, codes);
+  job.rows = {codes, pitch, 0, INT32_MAX};
+  run_ready(job, (size_t)pitch);
+}
+
+struct ConvSize {
+  int out_h, out_w, padded_h, padded_w;
+};
+
+ConvSize conv_size(const eq_contraction_spec& s, int h, int w) {
+  return {(h + 2 * s.pad_h - s.dilation_h * (s.kernel_h - 1) - 1) / s.stride_h + 1,
+          (w + 2 * s.pad_w - s.dilation_w * (s.kernel_w - 1) - 1) / s.stride_w + 1, h + 2 * s.pad_h, w + 2 * s.pad_w};
+}
+
+int check_conv(const eq_contraction_spec& s, int h, int w) {
+  const ConvSize size = conv_size(s, h, w);
+  const bool fits = size.padded_h >= s.dilation_h * (s.kernel_h - 1) + 1 && size.padded_w >= s.dilation_w * (s.kernel_w - 1) + 1;
+  return fits && h > 0 && w > 0 ? 0 : fail("conv: a padded image of %d x %d is smaller than the kernel", size.padded_h, size.padded_w);
+}
+
+bool is_pointwise(const eq_contraction_spec& s) {
+  return s.kernel_h == 1 && s.kernel_w == 1 && s.pad_h == 0 && s.pad_w == 0 && s.groups == 1;
+}
+
+// Byte offsets of all runs from the first value of a window, in an image whose rows are padded_w pixels.
+const ptrdiff_t* conv_segments(const eq_contraction& c, int padded_w) {
+  const eq_contraction_spec& s = c.spec;
+  ptrdiff_t* offsets = static_cast<ptrdiff_t*>(scratch(Slot::kSegments, sizeof(ptrdiff_t) * c.scale_groups * c.segments));
+  for (int g = 0; g < c.scale_groups; ++g)
+    for (int i = 0; i < c.segments; ++i) {
+      const int ky = c.whole_rows ? i : i / s.kernel_w, kx = c.whole_rows ? 0 : i % s.kernel_w;
+      const ptrdiff_t pixel = (ptrdiff_t)ky * s.dilation_h * padded_w + (ptrdiff_t)kx * s.dilation_w;
+      offsets[g * c.segments + i] = (pixel * s.in_channels + (ptrdiff_t)g * c.segment_k) * c.format->operand_bytes;
+    }
+  return offsets;
+}
+
+Job make_job(const eq_contraction& c, int m, int activation, const float* residual, float* out) {
+  return {c, 0, m, {}, nullptr, choose_tile(*c.format, m, c.panels, c.segments * c.steps), nullptr, nullptr, activation, residual, out, nullptr};
+}
+
+// fill(row, out) writes one padded row.
+template <class Fill>
+const char* padded_image(const ConvSize& size, size_t row_bytes, const Fill& fill) {
+  char* image = static_cast<char*>(scratch(Slot::kOperand, row_bytes * size.padded_h));
+  const int tasks = std::min(thread_count() * 2, size.padded_h);
+  parallel_for(tasks, [&](int t) {
+    for (int y = size.padded_h * t / tasks; y < size.padded_h * (t + 1) / tasks; ++y) fill(y, image + y * row_bytes);
+  });
+  return image;
+}
+
+void fill_pad(const eq_contraction& c, int zero_point, char* out, size_t values) {
+  if (c.is_float())
+    std::memset(out, 0, values * 4);
+  else if (c.format->operand_bytes == 1)
+    std::memset(out, zero_point, values);
+  else
+    std::fill_n(reinterpret_cast<int16_t*>(out), values, (int16_t)zero_point);
+}
+
+void run_groups(Job& job, const char* image, int padded_w, const eq_quantizer* q) {
+  const eq_contraction& c = job.c;
+  const eq_contraction_spec& s = c.spec;
+  const ptrdiff_t size = c.format->operand_bytes;
+  const ptrdiff_t pixel = s.in_channels * size;
+  job.segments = conv_segments(c, padded_w);
+  for (job.group = 0; job.group < s.groups; ++job.group) {
+    if (!job.out_s32) prepare_epilogue(job, q);
+    job.rows.base = image + (ptrdiff_t)job.group * (s.in_channels / s.groups) * size;
+    job.rows.step_x = s.stride_w * pixel;
+    job.rows.step_y = (ptrdiff_t)s.stride_h * padded_w * pixel;
+    run_ready(job, (size_t)pixel * s.stride_h * s.stride_w);
+  }
+}
+
+void widen_codes(const uint8_t* codes, size_t count, int16_t* out) {
+  for (size_t i = 0; i < count; ++i) out[i] = codes[i];
+}
+
+// Codes as the caller has them, to the type of the format.
+void copy_codes(const eq_contraction& c, const void* codes, size_t at, size_t count, char* out) {
+  if (c.spec.operand == EQ_OPERAND_U8 && c.format->operand_bytes == 2)
+    widen_codes(static_cast<const uint8_t*>(codes) + at, count, reinterpret_cast<int16_t*>(out));
+  else
+    std::memcpy(out, static_cast<const char*>(codes) + at * c.format->operand_bytes, count * c.format->operand_bytes);
+}
+
+int check_integer(const eq_contraction& c, const char* who) {
+  if (c.is_float()) return fail("%s: this handle has floating-point weights", who);
+  if (c.scale_groups > 1) return fail("%s: weights with a scale per group have no single accumulator", who);
+  return 0;
+}
+
+}  // namespace
+}  // namespace eq
+
+using namespace eq;
+
+extern "C" {
+
+int eq_contraction_create(eq_contraction** made, int isa, const eq_contraction_spec* spec, const int8_t* codes,
+                          const float* weights, const float* scales, const float* bias) {
+  const Isa* found = find_isa(isa);
+  if (!found || check_spec(*spec)) return -1;
+  std::unique_ptr<eq_contraction> c(new eq_contraction{});
+  c->isa = found;
+  c->spec = *spec;
+  lay_out(*c);
+  if (spec->operand == EQ_OPERAND_F32 || spec->operand == EQ_OPERAND_CODES_F32) {
+    if (!weights) return fail("contraction: this operand takes f32 weights");
+    pack_float(*c, weights);
+  } else {
+    if (!codes) return fail("contraction: this operand takes integer weights");
+    if (pack_integer(*c, codes)) return -1;
+  }
+  copy_scales(*c, scales, bias);
+  *made = c.release();
+  return 0;
+}
+
+void eq_contraction_destroy(eq_contraction* handle) { delete handle; }
+
+size_t eq_contraction_bytes(const eq_contraction* handle) { return handle->stored.size(); }
+const char* eq_contraction_format(const eq_contraction* handle) { return handle->format->name; }
+int eq_contraction_depth(const eq_contraction* handle) { return handle->depth_of(0, 0, handle->panels); }
+
+int eq_gemm_f32(const eq_contraction* handle, const float* x, ptrdiff_t ldx, int m, const eq_quantizer* quantizer,
+                int activation, const float* residual, float* out) {
+  const eq_contraction& c = *handle;
+  if (!is_pointwise(c.spec)) return fail("gemm: this handle holds a convolution");
+  if (check_quantizer(c, quantizer, "gemm")) return -1;
+  if (m < 1) return 0;
+  Job job = make_job(c, m, activation, residual, out);
+  job.segments = conv_segments(c, 1);
+  prepare_epilogue(job, quantizer);
+  run_rows_f32(job, x, ldx, ldx * m, m, quantizer);
+  return 0;
+}
+
+int eq_gemm_s32(const eq_contraction* handle, const void* codes, int m, int32_t* out) {
+  const eq_contraction& c = *handle;
+  if (!is_pointwise(c.spec)) return fail("gemm_s32: this handle holds a convolution");
+  if (check_integer(c, "gemm_s32")) return -1;
+  if (m < 1) return 0;
+  Job job = make_job(c, m, EQ_IDENTITY, nullptr, nullptr);
+  job.out_s32 = out;
+  job.segments = conv_segments(c, 1);
+  const int k = c.spec.in_channels;
+  const ptrdiff_t pitch = (ptrdiff_t)round_up(k, c.format->align) * c.format->operand_bytes;
+  char* rows = static_cast<char*>(scratch(Slot::kOperand, (size_t)m * pitch));
+  for (int i = 0; i < m; ++i) copy_codes(c, codes, (size_t)i * k, (size_t)k, rows + i * pitch);
+  job.rows = {rows, pitch, 0, INT32_MAX};
+  run_ready(job, (size_t)pitch);
+  return 0;
+}
+
+int eq_conv_f32(const eq_contraction* handle, const float* x, int h, int w, const eq_quantizer* quantizer,
+                int activation, const float* residual, float* out) {
+  const eq_contraction& c = *handle;
+  const eq_contraction_spec& s = c.spec;
+  if (check_conv(s, h, w) || check_quantizer(c, quantizer, "conv")) return -1;
+  const ConvSize size = conv_size(s, h, w);
+  Job job = make_job(c, size.out_h * size.out_w, activation, residual, out);
+  if (is_pointwise(s)) {
+    job.segments = conv_segments(c, 1);
+    prepare_epilogue(job, quantizer);
+    run_rows_f32(job, x, (ptrdiff_t)s.stride_w * s.in_channels, (ptrdiff_t)s.stride_h * w * s.in_channels, size.out_w, quantizer);
+    return 0;
+  }
+  job.rows.out_w = size.out_w;
+  const QuantArgs args = quantizer ? quant_args(*quantizer) : QuantArgs{};
+  const ptrdiff_t bytes = c.format->operand_bytes;
+  const ptrdiff_t pixel = s.in_channels * bytes;
+  if (!quantizer && s.pad_h == 0 && s.pad_w == 0) {
+    run_groups(job, reinterpret_cast<const char*>(x), w, nullptr);
+    return 0;
+  }
+  const char* image = padded_image(size, (size_t)pixel * size.padded_w, [&](int y, char* row) {
+    const int zero_point = quantizer ? quantizer->zero_point : 0;
+    if (y < s.pad_h || y >= s.pad_h + h) return fill_pad(c, zero_point, row, (size_t)size.padded_w * s.in_channels);
+    const float* source = x + (ptrdiff_t)(y - s.pad_h) * w * s.in_channels;
+    fill_pad(c, zero_point, row, (size_t)s.pad_w * s.in_channels);
+    if (quantizer)
+      quantize_row(c, source, (size_t)w * s.in_channels, args, row + s.pad_w * pixel);
+    else
+      std::memcpy(row + s.pad_w * pixel, source, (size_t)w * pixel);
+    fill_pad(c, zero_point, row + (s.pad_w + w) * pixel, (size_t)s.pad_w * s.in_channels);
+  });
+  run_groups(job, image, size.padded_w, quantizer);
+  return 0;
+}
+
+int eq_conv_s32(const eq_contraction* handle, const void* codes, int h, int w, int zero_point, int32_t* out) {
+  const eq_contraction& c = *handle;
+  const eq_contraction_spec& s = c.spec;
+  if (check_conv(s, h, w) || check_integer(c, "conv_s32")) return -1;
+  const ConvSize size = conv_size(s, h, w);
+  Job job = make_job(c, size.out_h * size.out_w, EQ_IDENTITY, nullptr, nullptr);
+  job.out_s32 = out;
+  job.rows.out_w = size.out_w;
+  const ptrdiff_t pixel = (ptrdiff_t)s.in_channels * c.format->operand_bytes;
+  const char* image = padded_image(size, (size_t)pixel * size.padded_w, [&](int y, char* row) {
+    fill_pad(c, zero_point, row, (size_t)size.padded_w * s.in_channels);
+    if (y < s.pad_h || y >= s.pad_h + h) return;
+    copy_codes(c, codes, (size_t)(y - s.pad_h) * w * s.in_channels, (size_t)w * s.in_channels, row + s.pad_w * pixel);
+  });
+  run_groups(job, image, size.padded_w, nullptr);
+  return 0;
+}
+
+}  // extern "C"

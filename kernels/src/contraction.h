@@ -1,0 +1,101 @@
+// A weight that is packed once, and the driver that multiplies rows of activations by it.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <vector>
+
+#include "isa.h"
+
+namespace eq {
+
+// Aligned memory with 256 readable bytes after the end.
+class Bytes {
+ public:
+  Bytes() = default;
+  explicit Bytes(size_t size);
+  Bytes(const Bytes&) = delete;
+  Bytes& operator=(const Bytes&) = delete;
+  Bytes(Bytes&& other) noexcept;
+  Bytes& operator=(Bytes&& other) noexcept;
+  ~Bytes() { std::free(data_); }
+  template <class T>
+  T* as() const { return static_cast<T*>(data_); }
+  size_t size() const { return size_; }
+
+ private:
+  void* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// Where the rows of activations are: row i is pixel (i / out_w, i % out_w).
+struct Rows {
+  const char* base;
+  ptrdiff_t step_x, step_y;
+  int out_w;
+  const char* at(int i) const { return base + (ptrdiff_t)(i / out_w) * step_y + (ptrdiff_t)(i % out_w) * step_x; }
+};
+
+QuantArgs quant_args(const eq_quantizer& q);
+float unit_of(const eq_quantizer& q);  // the real value of one integer
+
+inline int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+inline size_t round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// A product that is added apart: the part of a weight that the 16-bit sums of its lane have no room for.
+struct Correction {
+  int segment, index;  // of the activation: segments[segment] bytes and index more
+  int column;          // of the panel
+  int value;
+};
+
+// How one panel is added up in 16 bits.
+struct PanelPlan {
+  int depth = 0;
+  std::vector<Correction> corrections;  // [scale group][...], by ascending scale group
+  std::vector<int> group_ends;          // end of each scale group among them
+  std::vector<int8_t> values;           // of the panel without what is added apart; empty once packed
+};
+
+// The format of unsigned bytes for runs of k values.
+const Format* byte_format(const Isa& isa, int k);
+
+// Rows and panels of one tile, chosen for a number of rows.
+struct TileShape {
+  int rows, panels;
+};
+TileShape choose_tile(const Format& format, int m, int panels, int steps);
+
+}  // namespace eq
+
+struct eq_contraction {
+  const eq::Isa* isa;
+  eq_contraction_spec spec;
+  const eq::Format* format;
+  std::vector<eq::PanelPlan> plans;  // of 16-bit accumulation, [group][panel]; empty where it is not used
+  int columns;          // output channels of one group
+  int columns_padded;   // to whole panels
+  int panels;           // of one group
+  int scale_groups;     // along k
+  bool whole_rows;      // a run is a whole row of the window, else one pixel of it
+  int segments;         // contiguous runs of one scale group
+  int segment_k;        // values of one run
+  int steps;            // of one run
+  size_t panel_values;  // of all scale groups
+  size_t panel_bytes;   // stored
+  int packed_bits;      // 8: stored as they are; 32: floating point
+  eq::Bytes stored;     // [group][panel]
+  eq::Bytes sums;       // int32 [group][scale group][columns_padded]: column sums
+  eq::Bytes scales;     // float, likewise
+  eq::Bytes bias;       // float [group][columns_padded]
+
+  int depth_of(int group, int panel, int count) const {
+    if (plans.empty()) return 0;
+    int depth = plans[(size_t)group * panels + panel].depth;
+    for (int i = 1; i < count; ++i) depth = std::min(depth, plans[(size_t)group * panels + panel + i].depth);
+    return depth;
+  }
+  bool is_float() const { return format->is_float; }
+  size_t group_values() const { return panel_values / scale_groups; }
+};

@@ -1,0 +1,541 @@
+// Loops over tensors, written once over a small set of vector primitives.
+//
+// The including file is one instruction set. Inside its anonymous namespace it has defined: VL (floats per vector), vf,
+// vi, vload, vstore, vfma, vmax and vmin (the second operand where the first is NaN), vround (half to even), vfloat,
+// vload_u8, vstore_u8,
+// vstore_s8, vstore_s16, vload_part and vstore_part (the first values of a vector, the others 0), interleave4 (bytes of
+// four rows of 16), and translate256 (a 16-entry table applied to 256 bytes). Nothing here may call an inline function of the standard library: such a function
+// would be compiled with this file's instructions and could be linked into code that runs on any machine.
+
+inline vf vset(float x) { return vf{} + x; }
+inline vi vseti(int x) { return vi{} + x; }
+
+inline float vsum(vf x) {
+  float sum = 0;
+  for (int i = 0; i < VL; ++i) sum += x[i];
+  return sum;
+}
+
+inline float vtop(vf x) {
+  float top = x[0];
+  for (int i = 1; i < VL; ++i) top = x[i] > top ? x[i] : top;
+  return top;
+}
+
+// exp by 2^n times a polynomial of degree 5 in the remainder; relative error below 3e-7.
+inline vf vexp(vf x) {
+  x = vmin(vmax(x, vset(-87.3f)), vset(88.0f));
+  const vi n = vround(x * 1.44269504f);
+  const vf f = vfloat(n);
+  vf r = vfma(f, vset(-0.693359375f), x);
+  r = vfma(f, vset(2.12194440e-4f), r);
+  vf p = vset(1.9875691500e-4f);
+  p = vfma(p, r, vset(1.3981999507e-3f));
+  p = vfma(p, r, vset(8.3334519073e-3f));
+  p = vfma(p, r, vset(4.1665795894e-2f));
+  p = vfma(p, r, vset(1.6666665459e-1f));
+  p = vfma(p, r, vset(5.0000001201e-1f));
+  p = vfma(p, r * r, r) + 1.0f;
+  return p * (vf)((n + 127) << 23);
+}
+
+inline vf vsigmoid(vf x) { return 1.0f / (1.0f + vexp(-x)); }
+
+// erf by Abramowitz and Stegun, Handbook of Mathematical Functions, formula 7.1.26: absolute error below 2e-7.
+inline vf vgelu(vf x) {
+  const vf z = x * 0.707106781f;
+  const vf magnitude = vmax(z, -z);
+  const vf t = 1.0f / vfma(magnitude, vset(0.3275911f), vset(1.0f));
+  vf p = vset(1.061405429f);
+  p = vfma(p, t, vset(-1.453152027f));
+  p = vfma(p, t, vset(1.421413741f));
+  p = vfma(p, t, vset(-0.284496736f));
+  p = vfma(p, t, vset(0.254829592f));
+  const vf tail = p * t * vexp(-magnitude * magnitude);  // 1 - erf(|z|)
+  const vi negative = (vi)z < 0;
+  const vf share = negative ? tail : 2.0f - tail;  // 1 + erf(z)
+  return 0.5f * x * share;
+}
+
+template <int KIND>
+inline vf vactivate(vf x) {
+  if (KIND == EQ_RELU) return vmax(x, vset(0.0f));
+  if (KIND == EQ_RELU6) return vmin(vmax(x, vset(0.0f)), vset(6.0f));
+  if (KIND == EQ_SILU) return x * vsigmoid(x);
+  if (KIND == EQ_GELU) return vgelu(x);
+  if (KIND == EQ_SIGMOID) return vsigmoid(x);
+  if (KIND == EQ_HARD_SIGMOID || KIND == EQ_HARD_SWISH) {
+    const vf gate = vmin(vmax((x + 3.0f) * (1.0f / 6.0f), vset(0.0f)), vset(1.0f));
+    return KIND == EQ_HARD_SWISH ? x * gate : gate;
+  }
+  return x;
+}
+
+#define EQ_SWITCH_ACTIVATION(kind, call)      \
+  switch (kind) {                             \
+    case EQ_RELU: call(EQ_RELU);              \
+    case EQ_RELU6: call(EQ_RELU6);            \
+    case EQ_SILU: call(EQ_SILU);              \
+    case EQ_GELU: call(EQ_GELU);              \
+    case EQ_HARD_SWISH: call(EQ_HARD_SWISH);  \
+    case EQ_SIGMOID: call(EQ_SIGMOID);        \
+    case EQ_HARD_SIGMOID: call(EQ_HARD_SIGMOID); \
+    default: call(EQ_IDENTITY);               \
+  }
+
+// --- quantisation -----------------------------------------------------------------------------------------------
+
+inline vi vquantize(vf x, const QuantArgs& q) {
+  return vround(vmin(vmax(x * q.inverse, vset(q.low)), vset(q.high)));
+}
+
+// The nearest of 0 and the powers of two from 1 down: half a mantissa is added, the mantissa is cut off.
+inline vi vquantize_log2(vf x, const QuantArgs& q) {
+  const vf steps = x * q.inverse * (float)(1 << (q.log2_levels - 1));
+  const vf inside = vmin(vmax(steps, vset(1.0f)), vset((float)(1 << (q.log2_levels - 1))));
+  const vi level = vround((vf)(((vi)inside + 0x400000) & 0x7f800000));
+  return steps > vset(0.5f) ? level : vseti(0);
+}
+
+inline vi vcode(vf x, const QuantArgs& q) {
+  return q.log2_levels > 0 ? vquantize_log2(x, q) : vquantize(x, q) + q.zero_point;
+}
+
+template <class T, class Store>
+inline void quantize_loop(const float* x, size_t count, const QuantArgs& q, T* out, Store store) {
+  size_t i = 0;
+  for (; i + VL <= count; i += VL) store(out + i, vcode(vload(x + i), q));
+  if (i < count) {
+    const vi tail = vcode(vload_part(x + i, (int)(count - i)), q);
+    for (int j = 0; i < count; ++i, ++j) out[i] = (T)tail[j];
+  }
+}
+
+void quantize_u8_simple(const float* x, size_t count, const QuantArgs& q, uint8_t* out) {
+  quantize_loop(x, count, q, out, [](uint8_t* p, vi v) { vstore_u8(p, v); });
+}
+
+#ifdef EQ_OWN_QUANTIZE_U8
+void quantize_u8(const float* x, size_t count, const QuantArgs& q, uint8_t* out);
+#else
+void quantize_u8(const float* x, size_t count, const QuantArgs& q, uint8_t* out) { quantize_u8_simple(x, count, q, out); }
+#endif
+
+void quantize_s8(const float* x, size_t count, const QuantArgs& q, int8_t* out) {
+  quantize_loop(x, count, q, out, [](int8_t* p, vi v) { vstore_s8(p, v); });
+}
+
+void quantize_s16(const float* x, size_t count, const QuantArgs& q, int16_t* out) {
+  quantize_loop(x, count, q, out, [](int16_t* p, vi v) { vstore_s16(p, v); });
+}
+
+void quantize_f32(const float* x, size_t count, const QuantArgs& q, float* out) {
+  size_t i = 0;
+  for (; i + VL <= count; i += VL) vstore(out + i, vfloat(vcode(vload(x + i), q) - q.zero_point));
+  if (i < count) {
+    const int rest = (int)(count - i);
+    vstore_part(out + i, vfloat(vcode(vload_part(x + i, rest), q) - q.zero_point), rest);
+  }
+}
+
+void dequantize_u8(const uint8_t* codes, size_t count, float scale, int32_t zero_point, float* out) {
+  size_t i = 0;
+  for (; i + VL <= count; i += VL) vstore(out + i, vfloat(vload_u8(codes + i) - zero_point) * scale);
+  for (; i < count; ++i) out[i] = (float)(codes[i] - zero_point) * scale;
+}
+
+// --- weights ----------------------------------------------------------------------------------------------------
+
+// Thirty-two bytes as wide integers: shifts cross bytes, masks take the strangers out again.
+typedef unsigned long long vbits __attribute__((vector_size(32), may_alias, aligned(1)));
+
+// Planes of 4, 2 and 1 bit, lowest bits first: in a block of 256 values, eight vectors v of 32 bytes.
+template <int BITS>
+inline void unpack_block(const uint8_t* p, uint8_t* out) {
+  constexpr bool has4 = BITS >= 4, has2 = (BITS & 3) >= 2, has1 = BITS & 1;
+  const vbits* nibbles = (const vbits*)p;
+  const vbits* pairs = nibbles + (has4 ? 4 : 0);
+  const vbits* singles = pairs + (has2 ? 2 : 0);
+#pragma GCC unroll 8
+  for (int v = 0; v < 8; ++v) {
+    vbits code = {};
+    if (has4) code |= (nibbles[v / 2] >> (4 * (v & 1))) & 0x0f0f0f0f0f0f0f0fULL;
+    if (has2) code |= ((pairs[v / 4] >> (2 * (v & 3))) & 0x0303030303030303ULL) << (has4 ? 4 : 0);
+    if (has1) code |= ((singles[0] >> v) & 0x0101010101010101ULL) << (BITS - 1);
+    ((vbits*)out)[v] = code;
+  }
+}
+
+template <int BITS>
+void decode_bits(const uint8_t* packed, size_t count, const int8_t* codebook, int8_t* out) {
+  for (size_t done = 0; done < count; done += 256, packed += 32 * BITS, out += 256) {
+    unpack_block<BITS>(packed, (uint8_t*)out);
+    if (codebook)
+      translate256(codebook, out);
+    else
+      for (int i = 0; i < 256; ++i) out[i] = (int8_t)(out[i] - (1 << (BITS - 1)));
+  }
+}
+
+void decode(const uint8_t* packed, size_t count, int bits, const int8_t* codebook, int8_t* out) {
+  switch (bits) {
+    case 1: return decode_bits<1>(packed, count, codebook, out);
+    case 2: return decode_bits<2>(packed, count, codebook, out);
+    case 3: return decode_bits<3>(packed, count, codebook, out);
+    case 4: return decode_bits<4>(packed, count, codebook, out);
+    case 5: return decode_bits<5>(packed, count, codebook, out);
+    case 6: return decode_bits<6>(packed, count, codebook, out);
+    default: return decode_bits<7>(packed, count, codebook, out);
+  }
+}
+
+void widen(const int8_t* x, size_t count, int16_t* out) {
+  for (size_t i = 0; i < count; ++i) out[i] = x[i];
+}
+
+// --- epilogues --------------------------------------------------------------------------------------------------
+
+template <bool INTEGER>
+inline vf epilogue_value(const EpilogueArgs& e, int r, int c, vi correction) {
+  const ptrdiff_t at = (ptrdiff_t)r * e.stride + c;
+  if (INTEGER) return vfloat(*(const vi*)((const int32_t*)e.tile + at) - correction);
+  return *(const vf*)((const float*)e.tile + at);
+}
+
+// Whole vectors of one column group: everything that depends on the column stays in registers.
+template <int KIND, bool INTEGER>
+inline void epilogue_plain(const EpilogueArgs& e, int c, vf scale, vf bias, vi correction) {
+  float* out = e.out + c;
+  for (int r = 0; r < e.rows; ++r, out += e.ldo)
+    vstore(out, vactivate<KIND>(vfma(epilogue_value<INTEGER>(e, r, c, correction), scale, bias)));
+}
+
+template <int KIND, bool INTEGER>
+void epilogue_kind(const EpilogueArgs& e) {
+  for (int c = 0; c < e.columns; c += VL) {
+    const vf scale = e.scale ? vload(e.scale + c) : vset(1.0f);
+    const vf bias = e.last ? vload(e.bias + c) : vset(0.0f);
+    const vi correction = INTEGER ? *(const vi_loose*)(e.correction + c) : vi{};
+    const int width = e.columns - c < VL ? e.columns - c : VL;
+    if (width == VL && e.first && e.last && !e.residual) {
+      epilogue_plain<KIND, INTEGER>(e, c, scale, bias, correction);
+      continue;
+    }
+    for (int r = 0; r < e.rows; ++r) {
+      float* out = e.out + r * e.ldo + c;
+      vf y = vfma(epilogue_value<INTEGER>(e, r, c, correction), scale, bias);
+      if (!e.first) y += width == VL ? vload(out) : vload_part(out, width);
+      if (e.last) {
+        y = vactivate<KIND>(y);
+        if (e.residual) {
+          const float* more = e.residual + r * e.ldo + c;
+          y += width == VL ? vload(more) : vload_part(more, width);
+        }
+      }
+      if (width == VL)
+        vstore(out, y);
+      else
+        vstore_part(out, y, width);
+    }
+  }
+}
+
+void epilogue_s32(const EpilogueArgs& e) {
+#define EQ_CALL(kind) return epilogue_kind<kind, true>(e)
+  EQ_SWITCH_ACTIVATION(e.activation, EQ_CALL)
+#undef EQ_CALL
+}
+
+void epilogue_f32(const EpilogueArgs& e) {
+#define EQ_CALL(kind) return epilogue_kind<kind, false>(e)
+  EQ_SWITCH_ACTIVATION(e.activation, EQ_CALL)
+#undef EQ_CALL
+}
+
+// --- depthwise --------------------------------------------------------------------------------------------------
+
+// PIXELS outputs of one channel vector; the columns they share are loaded once.
+template <int KW, int STRIDE, int PIXELS>
+inline void depthwise_pixels(const DepthwiseArgs& d, ptrdiff_t pitch, int ox, int c, vf* sums) {
+  constexpr int columns = (PIXELS - 1) * STRIDE + KW;
+  for (int p = 0; p < PIXELS; ++p) sums[p] = vf{};
+  const ptrdiff_t start = (ptrdiff_t)ox * STRIDE * pitch + c;
+  for (int ky = 0; ky < d.kernel_h; ++ky) {
+    const float* row = d.rows[ky] + start;
+    const float* weight = d.weights + (ptrdiff_t)ky * KW * d.weight_stride + c;
+    vf column[columns];
+#pragma GCC unroll 16
+    for (int i = 0; i < columns; ++i) column[i] = vload(row + i * pitch);
+#pragma GCC unroll 8
+    for (int kx = 0; kx < KW; ++kx) {
+      const vf w = vload(weight + kx * d.weight_stride);
+#pragma GCC unroll 8
+      for (int p = 0; p < PIXELS; ++p) sums[p] = vfma(column[p * STRIDE + kx], w, sums[p]);
+    }
+  }
+}
+
+inline void depthwise_any(const DepthwiseArgs& d, ptrdiff_t pitch, int ox, int c, vf* sums) {
+  sums[0] = vf{};
+  for (int ky = 0; ky < d.kernel_h; ++ky)
+    for (int kx = 0; kx < d.kernel_w; ++kx) {
+      const ptrdiff_t column = (ptrdiff_t)ox * d.stride_w + (ptrdiff_t)kx * d.dilation_w;
+      const vf w = vload(d.weights + (ptrdiff_t)(ky * d.kernel_w + kx) * d.weight_stride + c);
+      sums[0] = vfma(vload(d.rows[ky] + column * pitch + c), w, sums[0]);
+    }
+}
+
+template <int KIND>
+inline void depthwise_store(const DepthwiseArgs& d, int ox, int c, vf sum, vf scale, vf bias) {
+  const int width = d.channels - c < VL ? d.channels - c : VL;
+  const ptrdiff_t at = (ptrdiff_t)ox * d.channels + c;
+  vf y = vactivate<KIND>(vfma(sum, scale, bias));
+  if (d.residual) y += width == VL ? vload(d.residual + at) : vload_part(d.residual + at, width);
+  if (width == VL)
+    vstore(d.out + at, y);
+  else
+    vstore_part(d.out + at, y, width);
+}
+
+template <int KIND, int KW, int STRIDE>
+void depthwise_fixed(const DepthwiseArgs& d) {
+  constexpr int P = 4;
+  const ptrdiff_t pitch = (d.channels + kPanel - 1) / kPanel * kPanel;
+  for (int c = 0; c < d.channels; c += VL) {
+    const vf scale = vload(d.scale + c), bias = vload(d.bias + c);
+    int ox = 0;
+    vf sums[P];
+    for (; ox + P <= d.out_w; ox += P) {
+      depthwise_pixels<KW, STRIDE, P>(d, pitch, ox, c, sums);
+      for (int p = 0; p < P; ++p) depthwise_store<KIND>(d, ox + p, c, sums[p], scale, bias);
+    }
+    for (; ox < d.out_w; ++ox) {
+      depthwise_pixels<KW, STRIDE, 1>(d, pitch, ox, c, sums);
+      depthwise_store<KIND>(d, ox, c, sums[0], scale, bias);
+    }
+  }
+}
+
+template <int KIND>
+void depthwise_kind(const DepthwiseArgs& d) {
+  if (d.dilation_w == 1 && d.kernel_w == 3 && d.stride_w == 1) return depthwise_fixed<KIND, 3, 1>(d);
+  if (d.dilation_w == 1 && d.kernel_w == 3 && d.stride_w == 2) return depthwise_fixed<KIND, 3, 2>(d);
+  if (d.dilation_w == 1 && d.kernel_w == 5 && d.stride_w == 1) return depthwise_fixed<KIND, 5, 1>(d);
+  if (d.dilation_w == 1 && d.kernel_w == 5 && d.stride_w == 2) return depthwise_fixed<KIND, 5, 2>(d);
+  const ptrdiff_t pitch = (d.channels + kPanel - 1) / kPanel * kPanel;
+  for (int c = 0; c < d.channels; c += VL)
+    for (int ox = 0; ox < d.out_w; ++ox) {
+      vf sum;
+      depthwise_any(d, pitch, ox, c, &sum);
+      depthwise_store<KIND>(d, ox, c, sum, vload(d.scale + c), vload(d.bias + c));
+    }
+}
+
+void depthwise(const DepthwiseArgs& d) {
+#define EQ_CALL(kind) return depthwise_kind<kind>(d)
+  EQ_SWITCH_ACTIVATION(d.activation, EQ_CALL)
+#undef EQ_CALL
+}
+
+// --- codes ------------------------------------------------------------------------------------------------------
+
+inline uint8_t clamp_code(int64_t value, const QuantArgs& q, const uint8_t* table) {
+  value += q.zero_point;
+  const int64_t low = (int64_t)q.low + q.zero_point, high = (int64_t)q.high + q.zero_point;
+  value = value < low ? low : value > high ? high : value;
+  return table ? table[value] : (uint8_t)value;
+}
+
+void requantize(const int32_t* acc, int rows, int channels, const int32_t* bias, const int32_t* multiplier,
+                const int8_t* shift, const QuantArgs& to, const uint8_t* table, uint8_t* out) {
+  for (int r = 0; r < rows; ++r)
+    for (int c = 0; c < channels; ++c) {
+      const ptrdiff_t i = (ptrdiff_t)r * channels + c;
+      int64_t value = (int32_t)((uint32_t)acc[i] + (bias ? (uint32_t)bias[c] : 0u));
+      const int left = shift[c] > 0 ? shift[c] : 0, right = shift[c] < 0 ? -shift[c] : 0;
+      value *= (int64_t)1 << left;
+      value = value > INT32_MAX ? INT32_MAX : value < INT32_MIN ? INT32_MIN : value;
+      const int64_t product = value * multiplier[c];
+      const int64_t nudged = product + (product >= 0 ? (1 << 30) : 1 - (1 << 30));
+      int64_t high = (nudged + (nudged < 0 ? INT64_C(0x7fffffff) : 0)) >> 31;
+      high = high > INT32_MAX ? INT32_MAX : high;
+      const int64_t mask = ((int64_t)1 << right) - 1;
+      const int64_t up = (high & mask) > (mask >> 1) + (high < 0 && right > 0 ? 1 : 0) ? 1 : 0;
+      out[i] = clamp_code((high >> right) + up, to, table);
+    }
+}
+
+void requantize_shift(const int32_t* acc, int rows, int channels, const int32_t* bias, const int8_t* shift,
+                      const QuantArgs& to, const uint8_t* table, uint8_t* out) {
+  for (int r = 0; r < rows; ++r)
+    for (int c = 0; c < channels; ++c) {
+      const ptrdiff_t i = (ptrdiff_t)r * channels + c;
+      const int64_t value = (int32_t)((uint32_t)acc[i] + (bias ? (uint32_t)bias[c] : 0u));
+      const int right = shift[c] > 0 ? shift[c] : 0;
+      const int64_t half = right > 0 ? (int64_t)1 << (right - 1) : 0;
+      out[i] = clamp_code((value + half) >> right, to, table);
+    }
+}
+
+void lookup(const uint8_t* codes, size_t count, const uint8_t* table, uint8_t* out) {
+  for (size_t i = 0; i < count; ++i) out[i] = table[codes[i]];
+}
+
+void add_u8(const uint8_t* a, float scale_a, int zero_a, const uint8_t* b, float scale_b, int zero_b, size_t count,
+            const QuantArgs& to, uint8_t* out) {
+  alignas(64) float sums[256];
+  for (size_t done = 0; done < count; done += 256) {
+    const size_t block = count - done < 256 ? count - done : 256;
+    for (size_t i = 0; i < block; ++i)
+      sums[i] = (float)(a[done + i] - zero_a) * scale_a + (float)(b[done + i] - zero_b) * scale_b;
+    quantize_u8(sums, block, to, out + done);
+  }
+}
+
+// --- floating point ---------------------------------------------------------------------------------------------
+
+template <int KIND>
+void activate_kind(const float* x, size_t count, float* out) {
+  size_t i = 0;
+  for (; i + VL <= count; i += VL) vstore(out + i, vactivate<KIND>(vload(x + i)));
+  if (i < count) vstore_part(out + i, vactivate<KIND>(vload_part(x + i, (int)(count - i))), (int)(count - i));
+}
+
+void activate(int kind, const float* x, size_t count, float* out) {
+#define EQ_CALL(kind) return activate_kind<kind>(x, count, out)
+  EQ_SWITCH_ACTIVATION(kind, EQ_CALL)
+#undef EQ_CALL
+}
+
+void add(const float* a, const float* b, size_t count, float* out) {
+  for (size_t i = 0; i < count; ++i) out[i] = a[i] + b[i];
+}
+
+void mul(const float* a, const float* b, size_t count, float* out) {
+  for (size_t i = 0; i < count; ++i) out[i] = a[i] * b[i];
+}
+
+void scale_rows(const float* x, size_t rows, int channels, const float* scale, const float* shift, float* out) {
+  for (size_t r = 0; r < rows; ++r, x += channels, out += channels)
+    if (shift)
+      for (int c = 0; c < channels; ++c) out[c] = x[c] * scale[c] + shift[c];
+    else
+      for (int c = 0; c < channels; ++c) out[c] = x[c] * scale[c];
+}
+
+void softmax_row(const float* x, int columns, float* out) {
+  vf top = vset(x[0]);
+  int i = 0;
+  for (; i + VL <= columns; i += VL) top = vmax(top, vload(x + i));
+  float peak = vtop(top);
+  for (int j = i; j < columns; ++j) peak = x[j] > peak ? x[j] : peak;
+  vf sums = vf{};
+  for (int j = 0; j + VL <= columns; j += VL) {
+    const vf e = vexp(vload(x + j) - peak);
+    vstore(out + j, e);
+    sums += e;
+  }
+  float sum = vsum(sums);
+  if (i < columns) {
+    vstore_part(out + i, vexp(vload_part(x + i, columns - i) - peak), columns - i);
+    for (int j = i; j < columns; ++j) sum += out[j];
+  }
+  const float inverse = 1.0f / sum;
+  for (int j = 0; j < columns; ++j) out[j] *= inverse;
+}
+
+void softmax(const float* x, size_t rows, int columns, float* out) {
+  for (size_t r = 0; r < rows; ++r) softmax_row(x + r * columns, columns, out + r * columns);
+}
+
+void layer_norm(const float* x, size_t rows, int columns, const float* weight, const float* bias, float epsilon,
+                float* out) {
+  for (size_t r = 0; r < rows; ++r, x += columns, out += columns) {
+    vf sums = vf{};
+    int whole = 0;
+    for (; whole + VL <= columns; whole += VL) sums += vload(x + whole);
+    float mean = vsum(sums);
+    for (int i = whole; i < columns; ++i) mean += x[i];
+    mean /= (float)columns;
+    vf squares = vf{};
+    for (int i = 0; i < whole; i += VL) {
+      const vf d = vload(x + i) - mean;
+      squares = vfma(d, d, squares);
+    }
+    float variance = vsum(squares);
+    for (int i = whole; i < columns; ++i) variance += (x[i] - mean) * (x[i] - mean);
+    const float inverse = 1.0f / __builtin_sqrtf(variance / (float)columns + epsilon);
+    for (int i = 0; i < columns; ++i) out[i] = (x[i] - mean) * inverse * weight[i] + bias[i];
+  }
+}
+
+void mean_rows(const float* x, int rows, int channels, float* out) {
+  for (int c = 0; c < channels; ++c) out[c] = 0.0f;
+  for (int r = 0; r < rows; ++r)
+    for (int c = 0; c < channels; ++c) out[c] += x[(ptrdiff_t)r * channels + c];
+  for (int c = 0; c < channels; ++c) out[c] *= 1.0f / (float)rows;
+}
+
+// --- panels of a second activation ------------------------------------------------------------------------------
+
+// codes (columns, k) with k contiguous to [step][kPanel][4]; rows are readable and zero to a multiple of 4.
+void pack_rows4(const int8_t* codes, ptrdiff_t row, int columns, int steps, int8_t* panel) {
+  for (int j = 0; j < kPanel; ++j) {
+    int8_t* out = panel + 4 * j;
+    if (j < columns)
+      for (int s = 0; s < steps; ++s, out += 4 * kPanel) __builtin_memcpy(out, codes + j * row + 4 * s, 4);
+    else
+      for (int s = 0; s < steps; ++s, out += 4 * kPanel) __builtin_memset(out, 0, 4);
+  }
+}
+
+// codes (k, columns) with columns contiguous; 16 columns are readable in each row, and rows to a multiple of 4.
+void pack_columns4(const int8_t* codes, ptrdiff_t row, int steps, int8_t* panel) {
+  for (int s = 0; s < steps; ++s, codes += 4 * row, panel += 4 * kPanel)
+    interleave4(codes, codes + row, codes + 2 * row, codes + 3 * row, panel);
+}
+
+// The same for steps of two, widened to 16 bits.
+void pack_rows2(const int8_t* codes, ptrdiff_t row, int columns, int steps, int16_t* panel) {
+  for (int j = 0; j < kPanel; ++j)
+    for (int s = 0; s < steps; ++s)
+      for (int i = 0; i < 2; ++i) panel[(s * kPanel + j) * 2 + i] = j < columns ? codes[j * row + 2 * s + i] : (int16_t)0;
+}
+
+void pack_columns2(const int8_t* codes, ptrdiff_t row, int steps, int16_t* panel) {
+  for (int s = 0; s < steps; ++s, codes += 2 * row, panel += 2 * kPanel)
+    for (int j = 0; j < kPanel; ++j) {
+      panel[2 * j] = codes[j];
+      panel[2 * j + 1] = codes[row + j];
+    }
+}
+
+Isa base_isa() {
+  Isa isa{};
+  isa.quantize_u8 = quantize_u8;
+  isa.quantize_s8 = quantize_s8;
+  isa.quantize_s16 = quantize_s16;
+  isa.quantize_f32 = quantize_f32;
+  isa.dequantize_u8 = dequantize_u8;
+  isa.decode = decode;
+  isa.widen = widen;
+  isa.epilogue_s32 = epilogue_s32;
+  isa.epilogue_f32 = epilogue_f32;
+  isa.depthwise = depthwise;
+  isa.requantize = requantize;
+  isa.requantize_shift = requantize_shift;
+  isa.lookup = lookup;
+  isa.add_u8 = add_u8;
+  isa.activate = activate;
+  isa.add = add;
+  isa.mul = mul;
+  isa.scale_rows = scale_rows;
+  isa.softmax = softmax;
+  isa.layer_norm = layer_norm;
+  isa.mean_rows = mean_rows;
+  isa.pack_rows4 = pack_rows4;
+  isa.pack_columns4 = pack_columns4;
+  isa.pack_rows2 = pack_rows2;
+  isa.pack_columns2 = pack_columns2;
+  return isa;
+}
