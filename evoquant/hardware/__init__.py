@@ -1,0 +1,57 @@
+"""What a plan costs on a device: what it executes, how long, with which energy, in how much memory. No torch."""
+
+from evoquant.hardware.bundle import BundleItem, bundle_items, write_bundle
+from evoquant.hardware.calibration import Calibration, calibrate_roofline
+from evoquant.hardware.costs import Breakdown, CostModel, Costs
+from evoquant.hardware.device import Device, NativeType
+from evoquant.hardware.device_file import device_names, load_device
+from evoquant.hardware.energy import EnergyCost, energy, quadratic_law
+from evoquant.hardware.latency import LatencyEstimate, LatencyModel
+from evoquant.hardware.legality import Choices, Legal, Legaliser, choices, legalise, legaliser
+from evoquant.hardware.measured import MeasuredLatency, reachable_cases
+from evoquant.hardware.memory import MemoryCost, memory
+from evoquant.hardware.models import LATENCY_MODELS, latency_model, machine_table
+from evoquant.hardware.provenance import Kind, Quantity
+from evoquant.hardware.roofline import Roofline
+from evoquant.hardware.table import LatencyTable, cache_folder, read_table
+from evoquant.hardware.tensors import TensorTable
+
+__all__ = [
+    "LATENCY_MODELS",
+    "Breakdown",
+    "BundleItem",
+    "Calibration",
+    "Choices",
+    "CostModel",
+    "Costs",
+    "Device",
+    "EnergyCost",
+    "Kind",
+    "LatencyEstimate",
+    "LatencyModel",
+    "LatencyTable",
+    "Legal",
+    "Legaliser",
+    "MeasuredLatency",
+    "MemoryCost",
+    "NativeType",
+    "Quantity",
+    "Roofline",
+    "TensorTable",
+    "bundle_items",
+    "cache_folder",
+    "calibrate_roofline",
+    "choices",
+    "device_names",
+    "energy",
+    "latency_model",
+    "legalise",
+    "legaliser",
+    "load_device",
+    "machine_table",
+    "memory",
+    "quadratic_law",
+    "reachable_cases",
+    "read_table",
+    "write_bundle",
+]
