@@ -1,0 +1,31 @@
+"""What a plan costs in accuracy: simulated quantization of the captured program, judged on images."""
+
+from evoquant.evaluate.accuracy import AccuracyEvaluator, ImageSplits, LabelledImages
+from evoquant.evaluate.metrics import Accuracy, compare_logits, wilson_interval
+from evoquant.evaluate.prefix import Sweep
+from evoquant.evaluate.probes import ProbeTable, probe_choices
+from evoquant.evaluate.sensitivity import GroupSensitivity, analyze_sensitivity
+from evoquant.evaluate.simulate import Plan, SimulatedModel
+from evoquant.evaluate.workbench import SPLITS, Workbench, captured_model, load_model, prepare, transform_of
+
+__all__ = [
+    "SPLITS",
+    "Accuracy",
+    "AccuracyEvaluator",
+    "GroupSensitivity",
+    "ImageSplits",
+    "LabelledImages",
+    "Plan",
+    "ProbeTable",
+    "SimulatedModel",
+    "Sweep",
+    "Workbench",
+    "analyze_sensitivity",
+    "captured_model",
+    "compare_logits",
+    "load_model",
+    "prepare",
+    "probe_choices",
+    "transform_of",
+    "wilson_interval",
+]
