@@ -1,0 +1,5 @@
+"""``python -m evoquant``."""
+
+from evoquant.cli import main
+
+main()

@@ -1,0 +1,106 @@
+"""``evoquant search``: from an experiment to its Pareto front."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from evoquant.api import run_evolution_sync
+from evoquant.cli.options import AsJson, Effort, EffortName, ExperimentFile
+from evoquant.cli.output import ExitCode, show
+from evoquant.cli.progress import SearchProgress
+from evoquant.config import Experiment, load_experiment, with_effort
+from evoquant.evaluate import captured_model, prepare
+from evoquant.hardware import load_device
+from evoquant.report import write_report
+from evoquant.run import build_space, timed_promise
+from evoquant.types.front import FrontDocument
+
+COLUMNS = (
+    ("kl", "KL", 1.0, "{:.4f}"),
+    ("accuracy_drop_pp", "drop pp", 1.0, "{:.2f}"),
+    ("latency_ms", "ms", 1.0, "{:.3f}"),
+    ("energy_mj", "mJ", 1.0, "{:.3f}"),
+    ("memory_mb", "MB", 1.0, "{:.3f}"),
+    ("model_size_bytes", "size MB", 1e-6, "{:.3f}"),
+)
+
+
+def search(
+    experiment: ExperimentFile,
+    run_dir: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/NAME]", show_default=False)] = None,
+    effort: Effort = EffortName.DEFAULT,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and show the size, search nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Search the Pareto front of per-layer precision. The same command again goes on where it stopped."""
+    settings = with_effort(load_experiment(experiment), effort.value)
+    if dry_run:
+        show(_dry_run(settings), as_json=as_json, text=_show_dry_run)
+        return
+    folder = settings.output.dir / settings.name if run_dir is None else run_dir
+    with SearchProgress() as progress:
+        front = run_evolution_sync(settings, run_dir=folder, on_event=progress)
+    write_report(folder, front, captured_model(settings).graph)
+    document = front.to_dict()
+    del document["evaluated"]
+    show({"run_dir": str(folder), **document}, as_json=as_json, text=_show_front)
+    if front.status == "infeasible":
+        raise SystemExit(ExitCode.INFEASIBLE)
+
+
+def _dry_run(settings: Experiment) -> dict[str, Any]:
+    bench = prepare(settings)
+    graph, promised = bench.captured.graph, timed_promise(bench)
+    images = len(bench.evaluator.images("selection").labels)
+    space = build_space(settings, graph, load_device(settings.target.device[0]))
+    return {
+        "name": settings.name,
+        "model": graph.model,
+        "macs": graph.macs,
+        "operations": len(graph.ops),
+        "groups": len(graph.groups),
+        "space_size_log10": space.size_log10,
+        "evaluations": promised.evaluations,
+        "selection_images": images,
+        "forward_passes": promised.evaluations * images,
+        "seconds_per_evaluation": promised.seconds_per_evaluation,
+        "seconds": promised.seconds,
+        "disk_mb": promised.disk_mb,
+        "memory_mb": promised.memory_mb,
+    }
+
+
+def _show_dry_run(console: Console, document: Mapping[str, Any]) -> None:
+    for name, value in document.items():
+        console.print(f"{name}: {value}")
+
+
+def _show_front(console: Console, document: Mapping[str, Any]) -> None:
+    front = FrontDocument.from_dict(
+        {**{name: value for name, value in document.items() if name != "run_dir"}, "evaluated": []}
+    )
+    table = Table(title=f"{front.model} on {front.device}: {len(front.front)} points, {front.status}")
+    table.add_column("point")
+    table.add_column("precision")
+    for _, label, _, _ in COLUMNS:
+        table.add_column(label, justify="right")
+    table.add_column("test top-1 (95 %)", justify="right")
+    for point in (*front.front, *front.baselines):
+        marked = f"{point.id} (knee)" if point.id == front.knee else point.id
+        cells = [style.format(point.objectives[name] * unit) for name, _, unit, style in COLUMNS]
+        test = "" if point.test is None else "{:.2f} ({:.2f} to {:.2f})".format(point.test.top1, *point.test.ci95)
+        table.add_row(marked, point.name, *cells, test, style="bold" if point.id == front.knee else None)
+    console.print(table)
+    for entry in front.comparisons:
+        console.print(f"{entry.name}: hypervolume {entry.hypervolume:.4f} with {entry.images} images")
+    console.print(front.verdict)
+    console.print(f"Hypervolume {front.hypervolume:.4f} after {front.evaluations} evaluations, {front.seconds:.0f} s.")
+    console.print(f"Written to {document['run_dir']}: pareto.json, pareto.yaml, pareto.csv, plots, report.html")

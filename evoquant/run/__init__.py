@@ -1,0 +1,17 @@
+"""The run: an asynchronous loop between the search and the evaluations, with a journal that survives."""
+
+from evoquant.run.events import Event, Listener
+from evoquant.run.front_file import read_front, write_front
+from evoquant.run.promise import timed_promise
+from evoquant.run.start import build_space, read_space, run_experiment
+
+__all__ = [
+    "Event",
+    "Listener",
+    "build_space",
+    "read_front",
+    "read_space",
+    "run_experiment",
+    "timed_promise",
+    "write_front",
+]

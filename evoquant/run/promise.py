@@ -1,0 +1,56 @@
+"""What a run will take, said before it starts."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+
+from evoquant.config import Experiment
+from evoquant.evaluate import Workbench
+from evoquant.run.events import Promised
+from evoquant.space import uniform_plan
+
+_BYTES_PER_PLAN_ENTRY = 420
+"""What the journal stores for the precision of one operation, about."""
+
+_TIMED_BATCHES = 3
+
+
+def promise(experiment: Experiment, seconds: Sequence[float], *, operations: int) -> Promised:
+    """Estimate from the times of a few evaluations.
+
+    Args:
+        experiment: The run.
+        seconds: Times of evaluations on the selection images, at least one.
+        operations: Operations of the model.
+    """
+    search, workers = experiment.search, experiment.evaluation.parallel_evaluations
+    evaluations = search.evaluations * (1 + len(search.baselines))
+    each = statistics.median(seconds)
+    total = evaluations * each / workers
+    if search.minutes is not None:
+        total = min(total, 60 * search.minutes * (1 + len(search.baselines)))
+    memory = peak_memory_mb() * (1 + workers if experiment.evaluation.executor == "process" else 1)
+    return Promised(evaluations, each, total, evaluations * operations * _BYTES_PER_PLAN_ENTRY / 1e6, memory)
+
+
+def timed_promise(bench: Workbench) -> Promised:
+    """Estimate from a few batches of the uniform 8-bit plan, before anything is evaluated."""
+    model, images = bench.evaluator.copy_of_model(), bench.evaluator.images("selection")
+    model.apply(uniform_plan(bench.captured.graph, 8, 8))
+    model(images.batches[0])
+    timed = images.batches[:_TIMED_BATCHES]
+    started = time.perf_counter()
+    for batch in timed:
+        model(batch)
+    each = (time.perf_counter() - started) / sum(map(len, timed))
+    return promise(bench.experiment, [each * len(images.labels)], operations=len(bench.captured.graph.ops))
+
+
+def peak_memory_mb() -> float:
+    """The most memory that this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

@@ -1,0 +1,164 @@
+"""From an experiment to its search: seeds, prior knowledge, known costs, and the algorithm by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evoquant.config import Experiment
+from evoquant.evaluate import ProbeTable
+from evoquant.hardware import CostModel
+from evoquant.run.objectives import EVALUATED, cost_figures, reference_limits
+from evoquant.search import SEARCHERS, AdditiveModel, GenomeDomain, Searcher, VariationRates, milp_seeds
+from evoquant.space import SearchSpace, structured_seeds, uniform_plan
+
+Genes = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+LADDER = ((4, 4), (4, 8), (6, 6), (8, 8))
+"""Uniform plans that the greedy search descends, coarsest first."""
+
+_BALANCED = "balanced"
+"""The cost that weighs all costs alike, each as a share of its range."""
+
+
+class KnownCosts:
+    """The objectives of genomes that need no evaluation, kept once computed.
+
+    Args:
+        space: The space of the genomes.
+        costs: Costs of plans.
+        objectives: Names of the objectives.
+    """
+
+    def __init__(self, space: SearchSpace, costs: CostModel, objectives: Sequence[str]) -> None:
+        self._space, self._costs, self._objectives = space, costs, objectives
+        self._known: dict[bytes, list[float]] = {}
+
+    def __call__(self, genomes: Genes) -> Floats:
+        """Shape (genomes, objectives), nan where an objective has to be evaluated."""
+        return np.array([self._of(genes) for genes in np.atleast_2d(genomes)], dtype=np.float64)
+
+    def _of(self, genes: Genes) -> list[float]:
+        key = genes.tobytes()
+        if key not in self._known:
+            values = cost_figures(self._costs.costs(self._space.decode(genes)))
+            self._known[key] = [values.get(name, np.nan) for name in self._objectives]
+        return self._known[key]
+
+
+@dataclass(frozen=True)
+class SearcherFactory:
+    """Makes the searches of one run.
+
+    Attributes:
+        experiment: The run.
+        space: What is searched.
+        costs: Costs of plans.
+        classes: Classes of operations for the published rule.
+        probes: What each choice adds to the divergence; None where it was not measured.
+    """
+
+    experiment: Experiment
+    space: SearchSpace
+    costs: CostModel
+    classes: Mapping[str, str]
+    probes: ProbeTable | None = None
+
+    @cached_property
+    def domain(self) -> GenomeDomain:
+        """The genomes."""
+        return GenomeDomain.of_space(self.space)
+
+    @cached_property
+    def prior(self) -> AdditiveModel | None:
+        """The additive model of the divergence."""
+        if self.probes is None:
+            return None
+        return AdditiveModel(self.domain, tuple(np.array(values, dtype=np.float64) for values in self.probes.errors))
+
+    @cached_property
+    def cost_tables(self) -> dict[str, tuple[Floats, ...]]:
+        """For each cost among the objectives what each choice of each group adds to it, from the uniform 8-bit plan."""
+        names = [name for name in self.experiment.objectives if name not in EVALUATED]
+        base = self.space.decode(self.space.nearest(uniform_plan(self.space.graph, 8, 8)))
+        start = cost_figures(self.costs.costs(base))
+        tables: dict[str, list[Floats]] = {name: [] for name in names}
+        for position in range(len(self.space.groups)):
+            changed = [cost_figures(self.costs.costs({**base, **plan})) for plan in self.space.choice_plans(position)]
+            for name in names:
+                tables[name].append(np.array([values[name] - start[name] for values in changed], dtype=np.float64))
+        return {name: tuple(table) for name, table in tables.items()}
+
+    def programmed(self, budgets: int) -> list[tuple[str, Genes]]:
+        """Named genomes by integer programming: so many budgets of each cost, and of all of them together."""
+        if self.prior is None or budgets == 0 or not self.cost_tables:
+            return []
+        tables = dict(self.cost_tables)
+        if len(tables) > 1:
+            ranges = {name: sum(float(np.ptp(values)) for values in table) or 1.0 for name, table in tables.items()}
+            tables[_BALANCED] = tuple(
+                np.sum([table[group] / ranges[name] for name, table in self.cost_tables.items()], axis=0)
+                for group in range(self.domain.n_groups)
+            )
+        return milp_seeds(self.prior, tables, budgets=budgets)
+
+    def seeds(self) -> tuple[list[Genes], list[Genes]]:
+        """The seeds of the search: those of the structure, and those of integer programming that the budget allows."""
+        search = self.experiment.search
+        structured = [genes for _, genes in structured_seeds(self.space, classes=self.classes)]
+        programmed = [genes for _, genes in self.programmed(search.seed_budgets)]
+        room = max(0, search.evaluations // 2 - len(structured))
+        if len(programmed) > room:
+            kept = np.linspace(0, len(programmed) - 1, room).round().astype(int).tolist()
+            programmed = [programmed[index] for index in kept]
+        return structured, programmed
+
+    def baseline(self, name: str, evaluations: int) -> Searcher:
+        """A search to compare with: without what the probes of sensitivity tell, unless that is all it is."""
+        if name == "milp":
+            budgets = -(-evaluations // (len(self.cost_tables) + 1))
+            seeds = [genes for _, genes in self.programmed(budgets)]
+            return SEARCHERS["random"](
+                self.domain,
+                n_objectives=len(self.experiment.objectives),
+                seed=self.experiment.search.seed,
+                population_size=1,
+                evaluations=max(1, min(evaluations, len({self.domain.phenotype(genes) for genes in seeds}))),
+                seeds=seeds,
+            )
+        seeds = [genes for _, genes in structured_seeds(self.space, classes=self.classes)] if name == "nsga2" else []
+        return self._made(name, seeds, evaluations)
+
+    def searcher(self, name: str, seeds: Sequence[Genes]) -> Searcher:
+        """The search of this name with the budget of the experiment."""
+        return self._made(name, seeds, self.experiment.search.evaluations)
+
+    def _made(self, name: str, seeds: Sequence[Genes], evaluations: int) -> Searcher:
+        search, objectives = self.experiment.search, self.experiment.objectives
+        rates = VariationRates(crossover=search.crossover_rate, mutation=search.mutation_rate)
+        options: dict[str, object] = {}
+        if name == "greedy":
+            options["ladder"] = [self.space.nearest(uniform_plan(self.space.graph, *bits)) for bits in LADDER]
+        else:
+            options["population_size"] = search.population_size
+        if name in ("nsga2", "surrogate"):
+            options["rates"] = rates
+        if name == "surrogate":
+            options |= {
+                "prior": self.prior if objectives[0] == "kl" else None,
+                "known": KnownCosts(self.space, self.costs, objectives),
+                "limits": reference_limits(objectives),
+            }
+        return SEARCHERS[name](
+            self.domain,
+            n_objectives=len(objectives),
+            seed=search.seed,
+            evaluations=evaluations,
+            seeds=seeds,
+            **options,
+        )
