@@ -9,6 +9,7 @@ from the nearest one that is, by the ratio of their square errors at the place o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
@@ -44,7 +45,8 @@ class ProbeTable:
             ``SearchSpace.choice_plans``.
         probes: Number of probes.
         images: Images of each probe.
-        passes: What they cost, in forward passes of one image: a pass from a cut counts by its share of the MACs.
+        passes: What they cost, in forward passes of one image: a pass from a cut counts by its share of the MACs, the
+            pass that they all go on from counts once.
     """
 
     groups: tuple[str, ...]
@@ -82,6 +84,7 @@ def probe_choices(
     images: int = 32,
     formats: int | None = 2,
     split: str = "selection",
+    workers: int = 1,
     stop: Event | None = None,
 ) -> ProbeTable:
     """Probe the choices of every group.
@@ -96,31 +99,41 @@ def probe_choices(
         formats: Number formats (bits and scheme) of each side of a group that are probed, the coarsest first and the
             others evenly spaced; None probes all.
         split: Their image set.
+        workers: Threads that share the groups; the answer does not depend on it.
         stop: When set, give up.
 
     Raises:
         RunError: If ``stop`` is set before the end.
     """
-    labelled, model = evaluator.images(split), evaluator.copy_of_model()
+    labelled = evaluator.images(split)
     sides = [_sides(space, position, formats) for position in range(len(space.groups))]
-    probe = _Probe(space.graph, model, [side for pair in sides for side in pair])
     count = min(images, len(labelled.labels))
-    done = 0
-    for batch in labelled.batches:
-        if done < count:
-            part = batch[: count - done]
-            probe.run(space.groups, sides, part, labelled.reference[done : done + len(part)], stop)
-            done += len(part)
-    errors = []
-    for weights, activations in sides:
-        weights.noise = [_weight_noise(model.operands, part, space.graph) for part in weights.parts]
-        errors.append((weights.errors(count) + activations.errors(count)).tolist())
+
+    def probe(positions: Sequence[int]) -> int:
+        model = evaluator.copy_of_model()
+        own = [sides[position] for position in positions]
+        probes = _Probe(space.graph, model, [side for pair in own for side in pair])
+        done = 0
+        for batch in labelled.batches:
+            if done < count:
+                part = batch[: count - done]
+                reference = labelled.reference[done : done + len(part)]
+                probes.run([space.groups[position] for position in positions], own, part, reference, stop)
+                done += len(part)
+        for weights, _ in own:
+            weights.noise = [_weight_noise(model.operands, part, space.graph) for part in weights.parts]
+        return probes.macs
+
+    shares = [range(first, len(sides), workers) for first in range(min(workers, len(sides)))]
+    with ThreadPoolExecutor(len(shares), thread_name_prefix="probe") as pool:
+        macs = sum(pool.map(probe, shares))
+    errors = [(weights.errors(count) + activations.errors(count)).tolist() for weights, activations in sides]
     return ProbeTable(
         groups=tuple(group.name for group in space.groups),
         errors=tuple(tuple(values) for values in errors),
         probes=sum(len(side.probed) for pair in sides for side in pair),
         images=count,
-        passes=probe.passes,
+        passes=count + macs / max(sum(op.macs for op in space.graph.ops), 1),
     )
 
 
@@ -205,8 +218,7 @@ class _Probe:
         macs = [op.macs for op in graph.ops]
         behind = list(accumulate(reversed(macs)))[::-1]
         self._shares = dict(zip((op.name for op in graph.ops), behind, strict=True))
-        self._macs = max(sum(macs), 1)
-        self.passes = 0.0
+        self.macs = 0
 
     def run(
         self,
@@ -228,10 +240,9 @@ class _Probe:
                         raise RunError("The probes were stopped.")
                     self._model.apply({**self._float, **dict(side.parts[part])})
                     side.probed[part] += _total(sweep.finish(), reference)
-                    self.passes += len(images) * max(self._shares[name] for name in groups[index].ops) / self._macs
+                    self.macs += len(images) * max(self._shares[name] for name in groups[index].ops)
             self._model.apply(self._float)
         sweep.advance(max(self._model.cut([name]) for name in self._graph.op) + 1)
-        self.passes += len(images)
 
     def _observe_side(self, side: _Side) -> None:
         """Have the square error of every part of a side added up where its operands are quantized."""

@@ -149,6 +149,7 @@ class Session:
                 self._space,
                 images=search.sensitivity_images,
                 formats=search.sensitivity_formats,
+                workers=self._experiment.evaluation.parallel_evaluations,
                 stop=stop,
             )
         except asyncio.CancelledError:

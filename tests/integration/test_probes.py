@@ -52,6 +52,7 @@ def test_sensitivities_equal_evaluations_from_the_input(bench):
 
 def test_the_table_has_the_measured_divergences_where_it_probed(bench, space):
     table = probe_choices(bench.evaluator, space, images=16, formats=2)
+    assert probe_choices(bench.evaluator, space, images=16, formats=2, workers=3) == table
     assert table.images == 16
     assert [len(values) for values in table.errors] == [
         len(space.choice_plans(index)) for index in range(len(space.groups))
