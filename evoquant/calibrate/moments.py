@@ -54,6 +54,14 @@ class Moments:
         """``E[x x^T] - E[x] E[x]^T``, (groups, width, width), a new tensor."""
         return self.second - self.mean[:, :, None] * self.mean[:, None, :]
 
+    def rescaled(self, factor: Tensor, shift: Tensor) -> Moments:
+        """The moments of ``x / factor - shift``, both (groups, width)."""
+        mean = self.mean.double() / factor
+        moved = mean[:, :, None] * shift[:, None, :]
+        second = self.second.double() / (factor[:, :, None] * factor[:, None, :])
+        second += shift[:, :, None] * shift[:, None, :] - moved - moved.transpose(1, 2)
+        return Moments(self.rows, (mean - shift).float(), second.float())
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SplitMoments:
@@ -66,6 +74,10 @@ class SplitMoments:
 
     fitted: Moments
     held_out: Moments
+
+    def rescaled(self, factor: Tensor, shift: Tensor) -> SplitMoments:
+        """The moments of ``x / factor - shift``, both (groups, width)."""
+        return SplitMoments(self.fitted.rescaled(factor, shift), self.held_out.rescaled(factor, shift))
 
 
 class MomentAccumulator:

@@ -18,12 +18,14 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
 
 from evoquant.calibrate.channel_flow import NO_ATOM, ChannelFlow, Reader, Source
+from evoquant.calibrate.moments import SplitMoments
 from evoquant.graph import CapturedModel
 from evoquant.graph.constants import attribute, set_attribute
 from evoquant.types import OpKind
@@ -127,3 +129,26 @@ def _give_from_norm(program: fx.GraphModule, name: str, factor: Tensor, shift: T
     gamma, beta = (attribute(program, path).double() for path in paths)
     set_attribute(program, paths[0], gamma / factor)
     set_attribute(program, paths[1], beta / factor - shift)
+
+
+def rescaled_moments(
+    captured: CapturedModel, flow: ChannelFlow, rescaling: Rescaling, moments: Mapping[str, SplitMoments]
+) -> dict[str, SplitMoments]:
+    """Moments of the inputs of the rescaled model, from those of the model; what stays as it was is shared.
+
+    Args:
+        captured: The model that ``flow`` was traced from.
+        flow: Its channels.
+        rescaling: What ``rescale`` is called with.
+        moments: Of the model's inputs, by operation.
+    """
+    found = dict(moments)
+    for reader in flow.readers:
+        op = captured.graph.op[reader.op]
+        factor, shift = rescaling.read(reader)
+        if op.name in moments and not (bool((factor == 1).all()) and bool((shift == 0).all())):
+            groups, width = moments[op.name].fitted.mean.shape
+            times = groups * width // len(factor)
+            by_input = (values.repeat_interleave(times).view(groups, width) for values in (factor, shift))
+            found[op.name] = moments[op.name].rescaled(*by_input)
+    return found

@@ -83,7 +83,7 @@ class OperandCache:
             if key in self._weights:
                 self._weights.move_to_end(key)
                 return self._weights[key]
-        made = self._quantized(op, config)
+        made = self._quantized(op, config, self.captured.bias(op.name))
         with self._lock:
             if key not in self._weights:
                 self._weights[key] = made
@@ -106,7 +106,8 @@ class OperandCache:
         other._given = {(name, weight_part(plan[name])): weight for name, weight in weights.items()}
         return other
 
-    def _quantized(self, op: Op, config: LayerQuantConfig) -> QuantizedWeight:
+    def _quantized(self, op: Op, config: LayerQuantConfig, bias: Tensor | None) -> QuantizedWeight:
+        """Round one weight; the bias that comes with it contains ``bias``."""
         original = self.captured.weight(op.name)
         assert original is not None, "only operations with a weight are asked for it"
         make_params = partial(weight_params, config=config)
@@ -114,7 +115,6 @@ class OperandCache:
             params = make_params(original)
             return QuantizedWeight(fake_quantize(original, params), params)
         error = SplitError.of_float_inputs(self._moments[op.name])
-        bias = self.captured.bias(op.name)
         return compensate(op, original, bias, make_params, error, self._compensation)
 
     def quantizer(self, op: Op, index: int, config: LayerQuantConfig) -> Callable[[Tensor], Tensor] | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -14,26 +15,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evoquant.calibrate import collect
+from evoquant.calibrate import Statistics, collect
 from evoquant.calibrate.cache import write_whole
 from evoquant.calibrate.channel_flow import ChannelFlow, trace_channels
 from evoquant.calibrate.channel_ranges import ChannelRange, Place, channel_ranges
+from evoquant.calibrate.compensate import QuantizedWeight
 from evoquant.calibrate.guard import GuardedStep, keep_what_helps
-from evoquant.calibrate.rescale import Rescaling, rescale
+from evoquant.calibrate.moments import SplitMoments, collect_moments
+from evoquant.calibrate.rescale import Rescaling, rescale, rescaled_moments
 from evoquant.calibrate.rescale_choice import balanced_similarity, centred_values, combined, equal_ranges, families
 from evoquant.config.preparation import PreparationSpec
+from evoquant.config.quantizers import CompensationSpec
 from evoquant.errors import DataError
 from evoquant.evaluate.metrics import divergence
-from evoquant.evaluate.operands import OperandCache
+from evoquant.evaluate.operands import OperandCache, weight_part
 from evoquant.evaluate.simulate import SimulatedModel
 from evoquant.graph import CapturedModel
 from evoquant.space import uniform_plan
+from evoquant.types import LayerQuantConfig, Op
 
-FORMAT_VERSION = 1
-GUARD_BITS = (6, 4)
-"""Bits of weights and activations that the guard judges at: 8 bits hide errors that fewer show."""
-STATISTICS_IMAGES = 32
-"""Images of the statistics that the guard quantizes with, at most."""
+FORMAT_VERSION = 2
+GUARD_BITS = ((6, 6), (4, 8), (4, 4))
+"""Bits of weights and activations that the guard judges at: what makes activations easier may make weights harder."""
+STATISTICS_IMAGES = 16
+"""Images of the activations' statistics that the guard quantizes with, at most."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -59,7 +64,12 @@ class PreparationReport:
 
 
 def improve(
-    captured: CapturedModel, batches: Sequence[Tensor], settings: PreparationSpec, *, known: Path | None = None
+    captured: CapturedModel,
+    batches: Sequence[Tensor],
+    settings: PreparationSpec,
+    compensation: CompensationSpec,
+    *,
+    known: Path | None = None,
 ) -> tuple[CapturedModel, PreparationReport]:
     """Rescale channels wherever that helps.
 
@@ -67,6 +77,7 @@ def improve(
         captured: The floating-point model; not changed.
         batches: Calibration images.
         settings: What to try.
+        compensation: How weights will be rounded, which is how the guard rounds them, less what takes long.
         known: File that remembers what was kept for this model, these images and settings; None remembers nothing.
 
     Returns:
@@ -84,7 +95,7 @@ def improve(
     parts = _rescalings(captured, images[~is_held_out], settings) if settings.rescaling else _Parts.none(captured)
     steps = _remembered(known, parts)
     if steps is None:
-        guard = _Guard(captured, parts, images[~is_held_out][:STATISTICS_IMAGES], held_out)
+        guard = _Guard(captured, parts, images[~is_held_out], held_out, compensation)
         steps = guard.decide()
         if known is not None:
             write_whole(known, json.dumps([step.to_dict() for step in steps]).encode())
@@ -141,13 +152,26 @@ def _remembered(known: Path | None, parts: _Parts) -> tuple[GuardedStep, ...] | 
 class _Guard:
     """Judges rescaled models by their divergence on held-out images."""
 
-    def __init__(self, captured: CapturedModel, parts: _Parts, fitted: Tensor, held_out: Tensor) -> None:
+    def __init__(
+        self,
+        captured: CapturedModel,
+        parts: _Parts,
+        fitted: Tensor,
+        held_out: Tensor,
+        compensation: CompensationSpec,
+    ) -> None:
         self._captured = captured
         self._parts = parts
-        self._fitted = fitted
+        self._fitted = fitted[:STATISTICS_IMAGES]
         self._held_out = held_out
         self._reference = captured(held_out)
         self._kept: list[Rescaling] = []
+        middle = compensation.dampings[len(compensation.dampings) // 2]
+        self._compensation = compensation.model_copy(update={"dampings": (middle,), "refinement_sweeps": 0})
+        self._moments: Mapping[str, SplitMoments] = {}
+        if compensation.is_active and parts.by_step:
+            self._moments = collect_moments(captured.program, captured.graph, torch.split(fitted, 8))
+        self._rounded: dict[_RoundedKey, QuantizedWeight] = {}
 
     def decide(self) -> tuple[GuardedStep, ...]:
         """Try all steps in order."""
@@ -171,9 +195,57 @@ class _Guard:
         model = rescale(self._captured, self._parts.flow, rescaling)
         names = sorted({name for op in model.graph.ops for name in op.inputs})
         statistics = collect(model.program, names, torch.split(self._fitted, 8))
-        simulated = SimulatedModel(model, OperandCache(model, statistics))
+        moments = rescaled_moments(self._captured, self._parts.flow, rescaling, self._moments)
+        operands = _KnownOperands(model, statistics, moments, self._compensation, self._rounded)
+        simulated = SimulatedModel(model, operands)
         losses = []
         for bits in GUARD_BITS:
-            simulated.apply(uniform_plan(model.graph, bits, bits))
+            simulated.apply(uniform_plan(model.graph, *bits))
             losses.append(divergence(simulated(self._held_out), self._reference).mean().clamp_min(1e-12).log())
         return float(torch.stack(losses).mean())
+
+
+_RoundedKey = tuple[str, LayerQuantConfig, bytes]
+
+
+class _KnownOperands(OperandCache):
+    """Operands of one of many models that are alike: weights that are rounded once are not rounded again.
+
+    Args:
+        captured: The model.
+        statistics: Of its operands.
+        moments: Of its inputs.
+        compensation: How weights are rounded.
+        rounded: Those known from other models, each with the change of its bias; added to.
+    """
+
+    def __init__(
+        self,
+        captured: CapturedModel,
+        statistics: Statistics,
+        moments: Mapping[str, SplitMoments],
+        compensation: CompensationSpec,
+        rounded: dict[_RoundedKey, QuantizedWeight],
+    ) -> None:
+        super().__init__(captured, statistics, moments=moments, compensation=compensation)
+        self._rounded = rounded
+        self._digests = {op.name: _digest(captured, op, moments.get(op.name)) for op in captured.graph.ops}
+
+    def _quantized(self, op: Op, config: LayerQuantConfig, bias: Tensor | None) -> QuantizedWeight:
+        key = (op.name, weight_part(config), self._digests[op.name])
+        if key not in self._rounded:
+            self._rounded[key] = super()._quantized(op, config, None)
+        found = self._rounded[key]
+        return found if bias is None or found.bias is None else replace(found, bias=bias + found.bias)
+
+
+def _digest(captured: CapturedModel, op: Op, moments: SplitMoments | None) -> bytes:
+    """What the rounding of a weight depends on: the weight and the spread of its inputs."""
+    weight = captured.weight(op.name)
+    if weight is None:
+        return b""
+    digest = hashlib.sha256(weight.contiguous().numpy().tobytes())
+    if moments is not None:
+        digest.update(moments.fitted.mean.numpy().tobytes())
+        digest.update(moments.fitted.second.diagonal(dim1=1, dim2=2).contiguous().numpy().tobytes())
+    return digest.digest()

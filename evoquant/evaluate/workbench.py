@@ -191,10 +191,12 @@ def prepared(
         DataError: If there are too few images.
     """
     settings = experiment.preparation
-    what = [PREPARATION_VERSION, hash_program(captured), images.content_hash, settings.model_dump(mode="json")]
+    rules = [settings.model_dump(mode="json"), experiment.compensation.model_dump(mode="json")]
+    what = [PREPARATION_VERSION, hash_program(captured), images.content_hash, *rules]
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()
     batches = list(images.batches(experiment.evaluation.batch_size))
-    return improve(captured, batches, settings, known=cache_folder("preparation") / f"{key}.json")
+    known = cache_folder("preparation") / f"{key}.json"
+    return improve(captured, batches, settings, experiment.compensation, known=known)
 
 
 def samples_of(experiment: Experiment, captured: CapturedModel, images: ImageBatchSource) -> OperandSamples:

@@ -5,7 +5,8 @@ from torch.nn import functional as F
 
 from evoquant.calibrate.channel_flow import NO_ATOM, trace_channels
 from evoquant.calibrate.channel_ranges import channel_ranges, place
-from evoquant.calibrate.rescale import Rescaling, rescale
+from evoquant.calibrate.moments import collect_moments
+from evoquant.calibrate.rescale import Rescaling, rescale, rescaled_moments
 from evoquant.calibrate.rescale_choice import balanced_similarity, centred_values, combined, equal_ranges, families
 from evoquant.graph import capture
 
@@ -226,3 +227,21 @@ def test_rescalings_of_different_families_combine():
     for family, part in zip(families(model, flow), parts, strict=True):
         assert torch.equal(together.factor[family.atoms], part.factor[family.atoms])
     assert relative(model(images()), rescale(model, flow, together)(images())) < EXACT
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_moments_of_the_rescaled_model_follow_from_those_of_the_model(name):
+    model = captured(MODELS[name]())
+    flow = trace_channels(model)
+    rescaling = random_rescaling(flow)
+    batches = [images(8)]
+
+    found = rescaled_moments(model, flow, rescaling, collect_moments(model.program, model.graph, batches))
+
+    changed = rescale(model, flow, rescaling)
+    expected = collect_moments(changed.program, changed.graph, batches)
+    for op, moments in expected.items():
+        for part in ("fitted", "held_out"):
+            second, wanted = getattr(found[op], part).second, getattr(moments, part).second
+            assert relative(wanted, second) < EXACT
+            assert torch.allclose(getattr(found[op], part).mean, getattr(moments, part).mean, atol=1e-4)
