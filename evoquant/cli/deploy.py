@@ -49,22 +49,47 @@ def _show_records(console: Console, document: Mapping[str, Any]) -> None:
     for record in document["points"]:
         console.print(f"{record['id']} {record['name']}: {'passed' if record['passed'] else 'FAILED'}")
         for line in _lines(record):
-            console.print(f"  {line}", markup=False)
+            console.print(f"  {line}", markup=False, soft_wrap=True)
 
 
 def _lines(record: Mapping[str, Any]) -> list[str]:
-    accuracy, size, latency = record["accuracy"], record["size"], record.get("latency")
-    lines = [
-        f"top-1 {accuracy['packed_top1']:.2f} packed, {accuracy['simulated_top1']:.2f} simulated, "
-        f"{len(accuracy['differing_images'])} of {accuracy['images']} images differ; logits by "
-        f"{accuracy['logit_difference_rms']:.2g} (allowed {accuracy['logit_difference_allowed_rms']:.2g})",
-        f"size {size['stored_bytes'] / 1e6:.3f} MB stored, {size['predicted_bytes'] / 1e6:.3f} MB predicted",
-    ]
-    if latency is not None:
-        measured = latency["measured"]
-        lines.append(
-            f"latency {measured['median_ms']:.3f} ms measured, sum of kernels {latency['table_now_ms']:.3f} ms: ratio "
-            f"{latency['ratio']:.3f} ({latency['clock']} time, {measured['threads']} thread(s))"
-        )
+    lines = [*_accuracy_lines(record["accuracy"]), _size_line(record["size"]), *_latency_lines(record.get("latency"))]
     lines += [f"not measured: {name} ({reason})" for name, reason in record["not_measured"].items()]
     return [*lines, *(f"without a kernel: {name}: {reason}" for name, reason in record["fallbacks"].items())]
+
+
+def _accuracy_lines(accuracy: Mapping[str, Any]) -> list[str]:
+    differing = len(accuracy["differing_images"])
+    ties = f" ({accuracy['differing_near_ties']} of them near ties)" if differing else ""
+    return [
+        f"{_verdict(accuracy)} top-1 {accuracy['packed_top1']:.2f} packed, {accuracy['simulated_top1']:.2f} simulated, "
+        f"{differing} of {accuracy['images']} images differ{ties}",
+        f"{'':6} logits differ by {accuracy['logit_difference_rms']:.2g} (root mean square; allowed "
+        f"{accuracy['logit_difference_allowed_rms']:.2g})",
+    ]
+
+
+def _size_line(size: Mapping[str, Any]) -> str:
+    stored, predicted = size["stored_bytes"] / 1e6, size["predicted_bytes"] / 1e6
+    return f"{_verdict(size)} size {stored:.3f} MB stored, {predicted:.3f} MB predicted"
+
+
+def _latency_lines(latency: Mapping[str, Any] | None) -> list[str]:
+    if latency is None:
+        return []
+    measured = latency["measured"]
+    lines = [
+        f"{_verdict(latency)} latency {measured['median_ms']:.3f} ms measured, sum of kernels "
+        f"{latency['table_now_ms']:.3f} ms: ratio {latency['ratio']:.3f} ({latency['clock']} time, "
+        f"{measured['threads']} thread(s); allowed {1 - latency['tolerance']:.2f} to {1 + latency['tolerance']:.2f})"
+    ]
+    if latency["predicted_ms"] is not None:
+        lines.append(
+            f"{'':6} the search saw {latency['predicted_ms']:.3f} ms; its table against the same kernels now: "
+            f"{latency['drift']:.2f}"
+        )
+    return lines
+
+
+def _verdict(part: Mapping[str, Any]) -> str:
+    return "ok    " if part["passed"] else "FAILED"

@@ -12,7 +12,7 @@ import torch
 
 from evoquant.deploy.recipe import Buffer, Recipe, Step, View
 from evoquant.deploy.weights import activation_codes
-from evoquant.errors import KernelError, ModelError
+from evoquant.errors import ModelError
 from evoquant.kernels import Matmul, pack_conv, pack_depthwise, pack_gemm
 from evoquant.kernels.arrays import FloatArray, aligned, aligned_copy
 from evoquant.kernels.program import Program
@@ -153,7 +153,7 @@ def _add_tensor_step(program: Program, step: Step, reads: dict[str, FloatArray],
     elif step.kind in TENSOR_STEPS:
         getattr(program, step.kind)(*reads.values(), out)
     else:
-        raise KernelError(f"Unknown step '{step.kind}' at '{step.node}'.")
+        raise ModelError(f"Unknown step '{step.kind}' at '{step.node}'.")
 
 
 def _torch_call(step: Step, reads: dict[str, FloatArray], out: FloatArray) -> Callable[[], None]:

@@ -83,7 +83,7 @@ class Layout:
         Args:
             shape: Sizes with the same product; no -1.
         """
-        waiting = [factor for axis in self.axes for factor in axis][::-1]
+        waiting = list(self.factors)[::-1]
         axes: list[Axis] = []
         for size in shape:
             axis: list[Factor] = []

@@ -85,6 +85,10 @@ class StoredWeight:
             config.weight_scheme, config.weight_bits, is_symmetric=config.weight_symmetric, is_signed=True
         )
         axis = 0 if config.granularity is QuantizationGranularity.PER_CHANNEL else None
+        if axis == 0 and scale.shape != self.shape[:1]:
+            raise ModelError(
+                f"Expected {self.shape[0]} scales for a weight of {config.label}, but got {scale.numel()}."
+            )
         try:
             return QuantParams(
                 config.weight_scheme, config.weight_bits, scale, zeros, low, high, axis, config.group_size
