@@ -13,7 +13,7 @@ Judge = Callable[[frozenset[str]], float]
 LEAST_GAIN = 0.01
 """A step has to lessen the mean log divergence by so much: one hundredth is one percent."""
 
-DEEPEST_SPLIT = 2
+DEEPEST_SPLIT = 1
 """How often the parts of a step that does not help as a whole are halved and tried again."""
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
-RescalingStep = Literal["norms", "chains", "similarities", "values"]
+RescalingStep = Literal["depthwise", "norms", "chains", "similarities", "values"]
 
 
 class PreparationSpec(BaseModel):
@@ -18,7 +18,10 @@ class PreparationSpec(BaseModel):
 
     Attributes:
         rescaling: Steps to try, in this order; each channel family keeps a step only where the guard sees it help.
-            ``norms``: the affine part of a norm gives all channels one range, and the layers behind it scale back.
+            ``depthwise``: channels are multiplied to one range in front of a depthwise convolution whose input cannot
+            be rescaled at its source (behind SiLU, or a clip at 6), which adds one elementwise operation each; this
+            comes first, wherever it stands. ``norms``: the affine part of a norm gives all channels one range, and the
+            layers behind it scale back.
             ``chains``: the same for channels that run from product to product through sums and rectifiers.
             ``similarities``: q and k share their ranges, and k loses its offset. ``values``: v loses its offset.
         guard_share: The guard judges on one of so many calibration images and never shows them to the steps.
@@ -27,6 +30,6 @@ class PreparationSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rescaling: tuple[RescalingStep, ...] = ("norms", "chains", "similarities", "values")
+    rescaling: tuple[RescalingStep, ...] = ("depthwise", "norms", "chains", "similarities", "values")
     guard_share: PositiveInt = 4
     gradient_images: PositiveInt = 64

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,9 +19,10 @@ from torch import Tensor
 from evoquant.calibrate import Statistics, collect
 from evoquant.calibrate.cache import write_whole
 from evoquant.calibrate.channel_flow import ChannelFlow, trace_channels
-from evoquant.calibrate.channel_ranges import ChannelRange, Place, channel_ranges
+from evoquant.calibrate.channel_ranges import channel_ranges
 from evoquant.calibrate.compensate import QuantizedWeight
 from evoquant.calibrate.guard import GuardedStep, keep_what_helps
+from evoquant.calibrate.input_scaling import even_factors, fixed_depthwise_inputs, scale_inputs
 from evoquant.calibrate.moments import SplitMoments, collect_moments
 from evoquant.calibrate.rescale import Rescaling, rescale, rescaled_moments
 from evoquant.calibrate.rescale_choice import balanced_similarity, centred_values, combined, equal_ranges, families
@@ -34,7 +36,7 @@ from evoquant.graph import CapturedModel
 from evoquant.space import uniform_plan
 from evoquant.types import LayerQuantConfig, Op
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 GUARD_BITS = ((6, 6), (4, 8), (4, 4))
 """Bits of weights and activations that the guard judges at: what makes activations easier may make weights harder."""
 STATISTICS_IMAGES = 16
@@ -92,36 +94,125 @@ def improve(
         raise DataError(f"Expected at least {settings.guard_share} calibration images, but got {len(images)}.")
     is_held_out = (torch.arange(len(images)) + 1) % settings.guard_share == 0
     held_out = images[is_held_out]
-    parts = _rescalings(captured, images[~is_held_out], settings) if settings.rescaling else _Parts.none(captured)
-    steps = _remembered(known, parts)
-    if steps is None:
-        guard = _Guard(captured, parts, images[~is_held_out], held_out, compensation)
-        steps = guard.decide()
-        if known is not None:
-            write_whole(known, json.dumps([step.to_dict() for step in steps]).encode())
-    kept = [parts.by_step[step.step][part] for step in steps for part in step.kept]
-    prepared = rescale(captured, parts.flow, combined(kept, parts.flow)) if kept else captured
+    deciding = _Deciding(_Judge(captured, images[~is_held_out], held_out, compensation), _remembered(known))
+    prepared = deciding.prepare(captured, images[~is_held_out], settings)
+    if known is not None and deciding.is_new:
+        write_whole(known, json.dumps([step.to_dict() for step in deciding.steps]).encode())
     before, after = captured(held_out), prepared(held_out)
     difference = float((before - after).abs().max() / before.abs().max())
-    return prepared, PreparationReport(steps, len(held_out), difference, perf_counter() - started)
+    report = PreparationReport(tuple(deciding.steps), len(held_out), difference, perf_counter() - started)
+    return prepared, report
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
+def _remembered(known: Path | None) -> dict[str, GuardedStep]:
+    """The decisions of an earlier run by step."""
+    if known is None or not known.exists():
+        return {}
+    try:
+        stored = json.loads(known.read_text())
+        steps = (
+            GuardedStep(item["step"], tuple(item["tried"]), tuple(item["kept"]), item["before"], item["after"])
+            for item in stored
+        )
+        return {step.step: step for step in steps}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _LOG.warning("%s: cannot read what was kept (%s). Deciding again.", known, error)
+        return {}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Changed:
+    """A model and the moments of its inputs."""
+
+    captured: CapturedModel
+    moments: Mapping[str, SplitMoments]
+
+
+Change = Callable[[frozenset[str]], _Changed]
+"""Changes some parts of a model."""
+
+
+class _Deciding:
+    """Takes one step after the other, or remembers what was kept of it.
+
+    Args:
+        judge: Judges models.
+        remembered: Decisions of an earlier run by step; they hold where they are about the same parts.
+    """
+
+    def __init__(self, judge: _Judge, remembered: Mapping[str, GuardedStep]) -> None:
+        self.steps: list[GuardedStep] = []
+        self.is_new = False
+        self._judge = judge
+        self._remembered = remembered
+        self._loss: float | None = None
+
+    def prepare(self, captured: CapturedModel, images: Tensor, settings: PreparationSpec) -> CapturedModel:
+        """Take all steps.
+
+        Args:
+            captured: The model.
+            images: What factors are chosen by.
+            settings: Which steps.
+        """
+        now = _Changed(captured, {})
+        if settings.rescaling:
+            now = _Changed(captured, self._judge.moments)
+        if "depthwise" in settings.rescaling:
+            factors = _input_factors(captured, images)
+            now = self._taken("depthwise", list(factors), now, partial(_with_scaled_inputs, now, factors))
+        steps = [step for step in settings.rescaling if step != "depthwise"]
+        if steps:
+            now = self._rescaled(steps, now, images)
+        return now.captured
+
+    def _rescaled(self, steps: Sequence[str], now: _Changed, images: Tensor) -> _Changed:
+        flow = trace_channels(now.captured)
+        choices = _rescalings(now.captured, flow, images)
+        kept: list[Rescaling] = []
+        model = now
+        for step in steps:
+            model = self._taken(
+                step, list(choices[step]), model, partial(_with_rescaled, now, flow, kept, choices[step])
+            )
+            kept += [choices[step][part] for part in self.steps[-1].kept]
+        return model
+
+    def _taken(self, step: str, parts: list[str], now: _Changed, change: Change) -> _Changed:
+        """Decide one step; returns the model with what was kept of it."""
+        known = self._remembered.get(step)
+        if known is not None and not self.is_new and set(known.tried) == set(parts):
+            self.steps.append(known)
+            return change(frozenset(known.kept)) if known.kept else now
+        self.is_new = True
+        if self._loss is None:
+            self._loss = self._judge(now)
+        decided = keep_what_helps(step, parts, lambda some: self._judge(change(some)), before=self._loss)
+        self._loss = math.log(decided.after)
+        self.steps.append(decided)
+        return change(frozenset(decided.kept)) if decided.kept else now
+
+
+def _input_factors(captured: CapturedModel, images: Tensor) -> dict[str, Tensor]:
+    readers = fixed_depthwise_inputs(captured, trace_channels(captured))
+    ranges = channel_ranges(captured.program, readers, torch.split(images, 8))
+    return {reader.op: even_factors(reader, ranges) for reader in readers}
+
+
+def _with_scaled_inputs(now: _Changed, factors: Mapping[str, Tensor], some: frozenset[str]) -> _Changed:
+    chosen = {name: factor for name, factor in factors.items() if name in some}
+    moments = dict(now.moments)
+    for name, factor in chosen.items():
+        if name in moments:
+            by_input = factor[:, None].expand(moments[name].fitted.mean.shape)
+            moments[name] = moments[name].rescaled(by_input, torch.zeros_like(by_input))
+    return _Changed(scale_inputs(now.captured, chosen), moments)
+
+
+def _rescalings(captured: CapturedModel, flow: ChannelFlow, images: Tensor) -> dict[str, dict[str, Rescaling]]:
     """What each step could do, by step and part."""
-
-    flow: ChannelFlow
-    by_step: Mapping[str, Mapping[str, Rescaling]]
-
-    @classmethod
-    def none(cls, captured: CapturedModel) -> _Parts:
-        return cls(trace_channels(captured), {})
-
-
-def _rescalings(captured: CapturedModel, images: Tensor, settings: PreparationSpec) -> _Parts:
-    flow = trace_channels(captured)
     readers = [*flow.readers, *(reader for pair in flow.similarities for reader in pair)]
-    ranges: dict[Place, ChannelRange] = channel_ranges(captured.program, readers, torch.split(images, 8))
+    ranges = channel_ranges(captured.program, readers, torch.split(images, 8))
     found = families(captured, flow)
     make = {
         kind: {family.name: equal_ranges(captured, flow, family, ranges) for family in found if family.kind == kind}
@@ -129,74 +220,51 @@ def _rescalings(captured: CapturedModel, images: Tensor, settings: PreparationSp
     }
     make["similarities"] = {pair[0].op: balanced_similarity(flow, pair, ranges) for pair in flow.similarities}
     make["values"] = {family.name: centred_values(flow, family, ranges) for family in found if family.kind == "values"}
-    return _Parts(flow, {step: make[step] for step in settings.rescaling})
+    return make
 
 
-def _remembered(known: Path | None, parts: _Parts) -> tuple[GuardedStep, ...] | None:
-    """The decisions of an earlier run, if they are about the same parts."""
-    if known is None or not known.exists():
-        return None
-    try:
-        stored = json.loads(known.read_text())
-        steps = tuple(
-            GuardedStep(item["step"], tuple(item["tried"]), tuple(item["kept"]), item["before"], item["after"])
-            for item in stored
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        _LOG.warning("%s: cannot read what was kept (%s). Deciding again.", known, error)
-        return None
-    same = {step.step: set(step.tried) for step in steps} == {step: set(of) for step, of in parts.by_step.items()}
-    return steps if same else None
+def _with_rescaled(
+    base: _Changed,
+    flow: ChannelFlow,
+    kept: list[Rescaling],
+    choices: Mapping[str, Rescaling],
+    some: frozenset[str],
+) -> _Changed:
+    rescaling = combined([*kept, *(choices[part] for part in sorted(some))], flow)
+    moments = rescaled_moments(base.captured, flow, rescaling, base.moments)
+    return _Changed(rescale(base.captured, flow, rescaling), moments)
 
 
-class _Guard:
-    """Judges rescaled models by their divergence on held-out images."""
+class _Judge:
+    """Judges changed models by their divergence on held-out images."""
 
     def __init__(
-        self,
-        captured: CapturedModel,
-        parts: _Parts,
-        fitted: Tensor,
-        held_out: Tensor,
-        compensation: CompensationSpec,
+        self, captured: CapturedModel, fitted: Tensor, held_out: Tensor, compensation: CompensationSpec
     ) -> None:
         self._captured = captured
-        self._parts = parts
-        self._fitted = fitted[:STATISTICS_IMAGES]
+        self._fitted = fitted
         self._held_out = held_out
-        self._reference = captured(held_out)
-        self._kept: list[Rescaling] = []
         middle = compensation.dampings[len(compensation.dampings) // 2]
         self._compensation = compensation.model_copy(update={"dampings": (middle,), "refinement_sweeps": 0})
-        self._moments: Mapping[str, SplitMoments] = {}
-        if compensation.is_active and parts.by_step:
-            self._moments = collect_moments(captured.program, captured.graph, torch.split(fitted, 8))
         self._rounded: dict[_RoundedKey, QuantizedWeight] = {}
 
-    def decide(self) -> tuple[GuardedStep, ...]:
-        """Try all steps in order."""
-        steps = []
-        loss = self._loss([]) if self._parts.by_step else 0.0
-        for step, choices in self._parts.by_step.items():
-            judge = partial(self._with, step)
-            decided = keep_what_helps(step, list(choices), judge, before=loss)
-            if decided.kept:
-                loss = torch.tensor(decided.after).log().item()
-            self._kept += [choices[part] for part in decided.kept]
-            steps.append(decided)
-        return tuple(steps)
+    @cached_property
+    def moments(self) -> Mapping[str, SplitMoments]:
+        """Of the inputs of the unchanged model."""
+        if not self._compensation.is_active:
+            return {}
+        return collect_moments(self._captured.program, self._captured.graph, torch.split(self._fitted, 8))
 
-    def _with(self, step: str, parts: frozenset[str]) -> float:
-        return self._loss([self._parts.by_step[step][part] for part in sorted(parts)])
+    @cached_property
+    def _reference(self) -> Tensor:
+        return self._captured(self._held_out)
 
-    def _loss(self, more: list[Rescaling]) -> float:
+    def __call__(self, changed: _Changed) -> float:
         """Mean log divergence over the precisions that the guard judges at."""
-        rescaling = combined([*self._kept, *more], self._parts.flow)
-        model = rescale(self._captured, self._parts.flow, rescaling)
+        model = changed.captured
         names = sorted({name for op in model.graph.ops for name in op.inputs})
-        statistics = collect(model.program, names, torch.split(self._fitted, 8))
-        moments = rescaled_moments(self._captured, self._parts.flow, rescaling, self._moments)
-        operands = _KnownOperands(model, statistics, moments, self._compensation, self._rounded)
+        statistics = collect(model.program, names, torch.split(self._fitted[:STATISTICS_IMAGES], 8))
+        operands = _KnownOperands(model, statistics, changed.moments, self._compensation, self._rounded)
         simulated = SimulatedModel(model, operands)
         losses = []
         for bits in GUARD_BITS:

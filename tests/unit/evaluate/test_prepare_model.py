@@ -61,7 +61,7 @@ def test_what_helps_is_kept_and_changes_nothing(captured: CapturedModel, compens
 def test_decisions_are_remembered(captured: CapturedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = tmp_path / "kept.json"
     first, report = improve(captured, _images(16), PreparationSpec(), CompensationSpec(), known=known)
-    monkeypatch.setattr("evoquant.evaluate.prepare_model._Guard", None)
+    monkeypatch.setattr("evoquant.evaluate.prepare_model._Judge.__call__", None)
     second, again = improve(captured, _images(16), PreparationSpec(), CompensationSpec(), known=known)
     assert again.steps == report.steps
     images = _images(2)[0]
