@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from evoquant import kernels
 from evoquant.deploy import onnx_model
-from evoquant.deploy.measurement import Comparison, Latency, compare_with_table, measure_together
+from evoquant.deploy.measurement import Comparison, Latency, clock_name, compare_with_table, measure_together
 from evoquant.deploy.packed_model import PackedModel, pack
 from evoquant.deploy.verification import LATENCY_TOLERANCE, cases_of
 from evoquant.evaluate import Plan
@@ -37,6 +37,7 @@ def bench_model(
     images: Sequence[Tensor],
     *,
     threads: Sequence[int] = (1, 2),
+    isa: str | None = None,
     precisions: Sequence[str] = PRECISIONS,
     genomes: int = 20,
     rounds: int = 7,
@@ -53,19 +54,21 @@ def bench_model(
         device: The host, for the sum of kernels.
         images: A few images of shape (1, channels, height, width); the first is timed, all calibrate ONNX Runtime.
         threads: Numbers of threads.
+        isa: Instruction set of ours; None takes the best, capped by ``EVOQUANT_ISA``. ONNX Runtime chooses its own.
         precisions: Presets of ours.
-        genomes: Random genomes whose sum of kernels is compared with the packed model, at the first number of threads.
+        genomes: Random genomes whose sum of kernels is compared with the packed model, at the first number of threads;
+            0 for none.
         rounds: Samples of each.
         seconds: Length of one sample of a whole model.
         seed: Of genomes and orders.
 
     Returns:
         ``machine``, ``model``, ``image_size``, ``macs``, ``whole`` (for each number of threads the times of all and
-        their ratios), ``table`` (for each genome sum and measurement), ``missing`` (why something was not timed);
-        plain JSON values.
+        their ratios), ``table`` (for each genome sum and measurement, or None), ``missing`` (why something was not
+        timed); plain JSON values.
     """
     plans = {f"evoquant_{name}": preset_plan(name, captured.graph, {}) for name in precisions}
-    packed = {name: pack(captured, operands, plan) for name, plan in plans.items()}
+    packed = {name: pack(captured, operands, plan, isa=isa) for name, plan in plans.items()}
     whole: list[dict[str, Any]] = []
     missing: dict[str, str] = {}
     for count in threads:
@@ -73,16 +76,27 @@ def bench_model(
         missing |= reasons
         ours = {name: made.timer(images[0]) for name, made in packed.items()}
         found = measure_together({**ours, **runs}, threads=count, repetitions=rounds, seconds=seconds, seed=seed)
-        whole.append({"threads": count, "times": _times(found), "ratios": ratios(found)})
+        whole.append({"threads": count, "clock": clock_name(count), "times": _times(found), "ratios": ratios(found)})
     return {
-        "machine": kernels.fingerprint(threads=threads[0]),
+        "machine": kernels.fingerprint(threads=threads[0], isa=isa),
         "model": captured.graph.model,
         "image_size": list(captured.graph.input_shape[1:]),
         "macs": captured.graph.macs,
         "whole": whole,
         "table": bench_table(
-            captured, operands, space, device, images[0], threads=threads[0], genomes=genomes, rounds=rounds, seed=seed
-        ),
+            captured,
+            operands,
+            space,
+            device,
+            images[0],
+            threads=threads[0],
+            isa=isa,
+            genomes=genomes,
+            rounds=rounds,
+            seed=seed,
+        )
+        if genomes
+        else None,
         "fallbacks": {name: dict(made.fallbacks) for name, made in packed.items()},
         "missing": missing,
     }
@@ -96,6 +110,7 @@ def bench_table(
     image: Tensor,
     *,
     threads: int = 1,
+    isa: str | None = None,
     genomes: int = 20,
     rounds: int = 7,
     seed: int = 0,
@@ -103,10 +118,12 @@ def bench_table(
     """Compare the sum of kernels with the packed model for random genomes, both timed in the same rounds."""
     rng = np.random.default_rng(seed)
     plans = [space.decode(rng.integers(0, space.upper_bounds + 1)) for _ in range(genomes)]
-    packed = {f"genome_{index:02d}": pack(captured, operands, plan) for index, plan in enumerate(plans)}
+    packed = {f"genome_{index:02d}": pack(captured, operands, plan, isa=isa) for index, plan in enumerate(plans)}
     cases = {name: cases_of(captured.graph, model.plan, device) for name, model in packed.items()}
     latency = MeasuredLatency(LatencyTable({}, threads, {}), device, kernels)
-    found = compare_with_table(packed, image, latency, cases, captured.graph, threads=threads, rounds=rounds, seed=seed)
+    found = compare_with_table(
+        packed, image, latency, cases, captured.graph, threads=threads, isa=isa, rounds=rounds, seed=seed
+    )
     return {"threads": threads, "genomes": _genomes(found, packed), **agreement(list(found.values()))}
 
 

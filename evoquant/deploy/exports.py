@@ -13,6 +13,7 @@ from evoquant.deploy.packed_model import PackedModel, pack
 from evoquant.deploy.verification import verify_packed
 from evoquant.errors import ConfigurationError, ModelError, RunError
 from evoquant.evaluate import Workbench, prepare
+from evoquant.hardware import load_device
 from evoquant.run.front_file import read_front
 from evoquant.run.plans import complete
 from evoquant.types.front import FrontDocument, ParetoPoint
@@ -90,12 +91,13 @@ def verify_run(run_dir: Path, wanted: Sequence[str], *, rounds: int = 15) -> dic
         RunError: If a record cannot be written.
     """
     bench, front = open_run(run_dir)
+    device = load_device(bench.experiment.target.device[0])
     records = []
     for point in chosen_points(front, wanted):
         folder = run_dir / EXPORTS / point.id
         if not (folder / DESCRIPTION).exists():
             export_point(bench, point, run_dir)
-        model = load_packed(folder)
+        model = load_packed(folder, isa=device.isa)
         if dict(model.plan) != complete(dict(point.plan), bench.captured.graph, point.id):
             raise ModelError(f"{folder}: the exported plan is not that of point {point.id}. Export it again.")
         record = {

@@ -97,10 +97,25 @@ def measure_packed(
 def measure_together(
     runs: Mapping[str, Run], *, threads: int, repetitions: int = 15, seconds: float = 0.02, seed: int = 0
 ) -> dict[str, Latency]:
-    """Time several things in the same rounds, each round in another random order."""
+    """Time several things in the same rounds, each round in another random order; see ``clock_of``."""
+    clock = clock_of(threads)
+    timed = [_timed(run, clock) for run in runs.values()]
     with kernel_threads(threads):
-        samples = interleave(list(runs.values()), seconds, repetitions, np.random.default_rng(seed))
+        samples = interleave(timed, seconds, repetitions, np.random.default_rng(seed))
     return {name: Latency.of(values, threads) for name, values in zip(runs, samples, strict=True)}
+
+
+def clock_of(threads: int) -> Callable[[], float]:
+    """With one thread the time that it computed, without that of other programs on its core; with more, wall time.
+
+    Where nothing else runs, both are the same.
+    """
+    return time.thread_time if threads == 1 else time.perf_counter
+
+
+def clock_name(threads: int) -> str:
+    """``cpu`` or ``wall``; see ``clock_of``."""
+    return "cpu" if threads == 1 else "wall"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +126,7 @@ class Comparison:
         model: Times of the whole model.
         table_ms: Sum of the times of its kernels, the lower quartile of each: what other programs take of a short
             sample does not count.
-        clock: Of the whole model: ``cpu`` with one thread, the time that the thread computed, without that of other
-            programs on its core; ``wall`` with more. Where nothing else runs, both are the same.
+        clock: Of the whole model; see ``clock_of``.
     """
 
     model: Latency
@@ -133,6 +147,7 @@ def compare_with_table(
     graph: ModelGraph,
     *,
     threads: int = 1,
+    isa: str | None = None,
     rounds: int = 15,
     seconds: float = 0.01,
     seed: int = 0,
@@ -146,15 +161,16 @@ def compare_with_table(
         cases: The kernels of each model.
         graph: The graph that all models have.
         threads: Threads of the kernels.
+        isa: Instruction set of the kernels, that of the models; None takes the best, capped by ``EVOQUANT_ISA``.
         rounds: Samples of each kernel and model.
         seconds: Length of a sample of a model; at least one run.
         seed: Of operands and order.
     """
     rng = np.random.default_rng(seed)
     wanted = {key_of(case): _kernel_case(case) for case in chain.from_iterable(cases.values())}
-    clock = time.thread_time if threads == 1 else time.perf_counter
-    runs = {name: _warm(model.timer(image), clock) for name, model in models.items()}
-    kernel_runs = {key: workload(case, rng) for key, case in wanted.items()}
+    clock = clock_of(threads)
+    runs = {name: _warm(_timed(model.timer(image), clock)) for name, model in models.items()}
+    kernel_runs = {key: workload(case, rng, isa=isa) for key, case in wanted.items()}
     of_models: list[list[float]] = [[] for _ in runs]
     of_kernels: list[list[float]] = [[] for _ in kernel_runs]
     with kernel_threads(threads):
@@ -168,23 +184,30 @@ def compare_with_table(
     table = LatencyTable({}, threads, {key: Entry(time_ms, 0.0) for key, time_ms in times.items()})
     sums = MeasuredLatency(table, latency.device, latency.kernels)
     return {
-        name: Comparison(
-            Latency.of(taken, threads), sums.latency(graph, models[name].plan).ms, "cpu" if threads == 1 else "wall"
-        )
+        name: Comparison(Latency.of(taken, threads), sums.latency(graph, models[name].plan).ms, clock_name(threads))
         for name, taken in zip(runs, of_models, strict=True)
     }
 
 
-def _warm(run: Run, clock: Callable[[], float]) -> Run:
-    """The same after a few runs that are not timed, so that no sample pays for what ran before it in the round."""
+def _timed(run: Run, clock: Callable[[], float]) -> Run:
+    """The same by another clock."""
 
     def timed(repeats: int) -> float:
-        run(WARM_REPEATS)
         start = clock()
         run(repeats)
         return clock() - start
 
     return timed
+
+
+def _warm(run: Run) -> Run:
+    """The same after a few runs that are not timed, so that no sample pays for what ran before it in the round."""
+
+    def warmed(repeats: int) -> float:
+        run(WARM_REPEATS)
+        return run(repeats)
+
+    return warmed
 
 
 def _kernel_ms(run: Run) -> float:

@@ -19,9 +19,9 @@ from evoquant.hardware import Device, load_device
 from evoquant.hardware.measured import MeasuredLatency, reachable_cases
 from evoquant.hardware.memory import memory
 from evoquant.hardware.table import Case, LatencyTable
+from evoquant.run.latency import latency_source
 from evoquant.types import ModelGraph
 from evoquant.types.storage import weight_bytes
-from evoquant.types.target import HardwareTarget
 
 ROUNDING_SHARE = 0.5
 """Largest difference of packed to simulated logits, as a share of that of simulated to floating-point logits.
@@ -155,11 +155,9 @@ def _size(model: PackedModel, graph: ModelGraph, folder: Path | None) -> dict[st
 
 def _why_no_latency(bench: Workbench, model: PackedModel) -> str | None:
     target = bench.experiment.target
-    device = load_device(target.device[0])
-    if device.target is not HardwareTarget.HOST_CPU:
-        return f"the latency is that of {device.name}, which is not this machine"
-    if target.latency != "measured":
-        return f"the latency comes from target.latency: {target.latency}, not from this machine's kernels"
+    source = latency_source(target, target.device[0], load_device(target.device[0]))
+    if source.name != "measured":
+        return f"the search took it from another source: {source.told}"
     if model.fallbacks:
         return f"{len(model.fallbacks)} steps have no kernel, so the table has no time for them"
     return None
@@ -176,7 +174,7 @@ def _latency(
     latency = MeasuredLatency(LatencyTable({}, target.threads, {}), device, kernels)
     found = compare_with_table(
         {"point": model}, image, latency, {"point": cases_of(graph, model.plan, device)}, graph,
-        threads=target.threads, rounds=rounds,
+        threads=target.threads, isa=device.isa, rounds=rounds,
     )["point"]  # fmt: skip
     searched = None if predicted is None else predicted.get("latency_ms")
     return {
