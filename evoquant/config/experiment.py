@@ -157,17 +157,18 @@ class TargetSpec(_Section):
     """The device, and where its latencies come from.
 
     Attributes:
-        device: Names of device files in ``hardware_models``, or paths of your own; the first one is searched for, the
-            others are reported.
-        latency: ``measured`` on this machine's kernels, predicted by the ``roofline`` of the device, or looked up in a
-            ``table``.
-        latency_table: The table.
-        threads: Threads of the kernels.
+        device: Names of device files in ``hardware_models``, or paths of your own. Of several devices each gets a front
+            of its own; they share the evaluations.
+        latency: ``measured`` on this machine's kernels (a device that is not this machine has its roofline instead),
+            predicted by the ``roofline`` of the device, or looked up in a ``table``.
+        latency_table: The table; with several devices a mapping from a device to its table. A device without one has
+            its latencies measured, or its roofline if it is not this machine.
+        threads: Threads of the kernels of this machine; a prediction for another device is for all of it.
     """
 
     device: Names = ("host_cpu",)
     latency: Literal["measured", "roofline", "table"] = "measured"
-    latency_table: FilePath | None = None
+    latency_table: FilePath | dict[str, FilePath] | None = None
     threads: PositiveInt = 1
 
     @field_validator("device")
@@ -175,11 +176,30 @@ class TargetSpec(_Section):
     def _resolve_files(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         return tuple(str(_resolve(name, info)) if _is_file_name(name) else name for name in names)
 
+    @field_validator("latency_table")
+    @classmethod
+    def _resolve_devices(cls, tables: Path | dict[str, Path] | None, info: ValidationInfo) -> object:
+        if not isinstance(tables, dict):
+            return tables
+        return {str(_resolve(name, info)) if _is_file_name(name) else name: path for name, path in tables.items()}
+
     @model_validator(mode="after")
     def _table_is_given(self) -> Self:
-        if (self.latency == "table") != (self.latency_table is not None):
-            raise ValueError(f"latency_table goes with latency: table, but got {self.latency}, {self.latency_table}")
+        tables = self.latency_table
+        if (self.latency == "table") != bool(tables):
+            raise ValueError(f"latency_table goes with latency: table, but got {self.latency}, {tables}")
+        if isinstance(tables, Path) and len(self.device) > 1:
+            raise ValueError(
+                f"Several devices need to know whose table it is: latency_table: {{{self.device[0]}: FILE}}"
+            )
+        unknown = sorted(tables.keys() - set(self.device)) if isinstance(tables, dict) else []
+        if unknown:
+            raise ValueError(f"latency_table names {', '.join(unknown)}, which device does not list")
         return self
+
+    def table_of(self, device: str) -> Path | None:
+        """The latency table of one of the devices, None if it has none."""
+        return self.latency_table.get(device) if isinstance(self.latency_table, dict) else self.latency_table
 
 
 class ConstraintsSpec(_Section):

@@ -10,14 +10,13 @@ from evoquant.hardware.latency import LatencyEstimate, LatencyModel
 from evoquant.hardware.legality import Choices, Legal, Legaliser, choices, legalise, legaliser
 from evoquant.hardware.measured import MeasuredLatency, reachable_cases
 from evoquant.hardware.memory import MemoryCost, memory
-from evoquant.hardware.models import LATENCY_MODELS, latency_model, machine_table
+from evoquant.hardware.models import machine_table
 from evoquant.hardware.provenance import Kind, Quantity
 from evoquant.hardware.roofline import Roofline
-from evoquant.hardware.table import LatencyTable, cache_folder, read_table
+from evoquant.hardware.table import LatencyTable, read_table
 from evoquant.hardware.tensors import TensorTable
 
 __all__ = [
-    "LATENCY_MODELS",
     "Breakdown",
     "BundleItem",
     "Calibration",
@@ -39,12 +38,10 @@ __all__ = [
     "Roofline",
     "TensorTable",
     "bundle_items",
-    "cache_folder",
     "calibrate_roofline",
     "choices",
     "device_names",
     "energy",
-    "latency_model",
     "legalise",
     "legaliser",
     "load_device",

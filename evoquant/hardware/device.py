@@ -206,6 +206,8 @@ class Device(BaseModel):
         weights_from: Where the weights of an operation are when it starts: ``dram``, or ``cache`` if inferences follow
             each other and an operation fits the cache with them.
         refuses_quantized: Why it executes nothing quantized, else None.
+        isa: Instruction set of the kernels that its latencies are measured with, where the device is this machine; None
+            for the best one.
     """
 
     model_config = _STRICT
@@ -230,6 +232,12 @@ class Device(BaseModel):
     weights_from: Literal["dram", "cache"] = "dram"
     support: Annotated[tuple[Support, ...], Field(min_length=1)]
     refuses_quantized: Refusal | None = None
+    isa: str | None = None
+
+    @property
+    def is_this_machine(self) -> bool:
+        """Whether its latencies can be measured here."""
+        return self.target is HardwareTarget.HOST_CPU
 
     @cached_property
     def types(self) -> dict[str, NativeType]:

@@ -11,7 +11,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from evoquant.errors import HardwareError
-from evoquant.hardware.table import Case, Entry, Key, LatencyTable, cache_folder, key_of, read_table
+from evoquant.hardware.table import Case, Entry, Key, LatencyTable, key_of, read_table
+from evoquant.resources import cache_folder
 
 CaseT = TypeVar("CaseT", bound=Case)
 
@@ -41,11 +42,11 @@ def table_path(machine: Mapping[str, Any], threads: int, folder: Path | None = N
     Args:
         machine: Fingerprint.
         threads: Threads of the kernels.
-        folder: None for ``cache_folder()``.
+        folder: None for the cache folder of the platform.
     """
     text = json.dumps(dict(machine), sort_keys=True, default=str)
     name = f"latency-{hashlib.sha256(text.encode()).hexdigest()[:12]}-t{threads}.json"
-    return (folder or cache_folder()) / name
+    return (folder or cache_folder("latency")) / name
 
 
 def load_or_start(path: Path, machine: Mapping[str, Any], threads: int) -> LatencyTable:

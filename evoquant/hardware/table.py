@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -192,17 +190,6 @@ def read_table(path: Path) -> LatencyTable:
     except OSError as error:
         raise HardwareError(f"{path}: The latency table cannot be read: {error}") from error
     return _read_csv(path, text) if path.suffix == ".csv" else _read_json(path, text)
-
-
-def cache_folder() -> Path:
-    """Where tables are kept: ``EVOQUANT_CACHE`` if set, else the cache folder of the platform."""
-    chosen = os.environ.get("EVOQUANT_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "evoquant"
-    base = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "evoquant"
 
 
 def _read_json(path: Path, text: str) -> LatencyTable:

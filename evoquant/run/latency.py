@@ -1,51 +1,91 @@
-"""Opening the latency model of a run; what is measured for it is kept with it."""
+"""Opening the latency model of a device; what is measured for it is kept with the run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from evoquant import kernels
 from evoquant.config import TargetSpec
-from evoquant.errors import HardwareError
-from evoquant.hardware import Device, LatencyModel, Roofline
-from evoquant.hardware.filling import fill, load_or_start, table_path
+from evoquant.hardware import Device, LatencyModel, Roofline, machine_table
+from evoquant.hardware.filling import load_or_start
 from evoquant.hardware.measured import MeasuredLatency, reachable_cases
-from evoquant.hardware.table import Case, LatencyTable, read_table
-from evoquant.resources import cache_folder
+from evoquant.hardware.table import LatencyTable, read_table
 from evoquant.types import LayerQuantConfig, ModelGraph
-from evoquant.types.target import HardwareTarget
 
 Choices = Mapping[str, Iterable[LayerQuantConfig]]
 """For each operation, the precisions that it may have."""
 
 
+@dataclass(frozen=True, slots=True)
+class LatencySource:
+    """Where the latencies of one device come from.
+
+    Attributes:
+        name: ``measured`` here, the ``roofline`` of the device file, or a ``table`` of the user.
+        told: The same in a sentence.
+        table: The table, if there is one.
+    """
+
+    name: Literal["measured", "roofline", "table"]
+    told: str
+    table: Path | None = None
+
+    @property
+    def kind(self) -> Literal["measured", "predicted"]:
+        """Whether latencies are sums of times that were taken on the device."""
+        return "predicted" if self.name == "roofline" else "measured"
+
+
+def latency_source(target: TargetSpec, name: str, device: Device) -> LatencySource:
+    """What an experiment asks for, as far as it is possible: only this machine can be measured here.
+
+    Args:
+        target: The devices of the experiment.
+        name: One of them, as the experiment calls it.
+        device: The same.
+    """
+    table = target.table_of(name)
+    if table is not None:
+        return LatencySource("table", f"sums of the latency table {table}", table)
+    if target.latency != "roofline" and device.is_this_machine:
+        isa = device.isa or kernels.info().used
+        return LatencySource("measured", f"sums of kernels timed alone on this machine ({isa})")
+    why = "" if target.latency == "roofline" else ", which is not this machine and has no latency table"
+    return LatencySource("roofline", f"the roofline of {device.title}{why}")
+
+
 def open_latency_model(
-    target: TargetSpec, device: Device, graph: ModelGraph, choices: Choices, *, kept: Path | None = None
+    target: TargetSpec,
+    device: Device,
+    graph: ModelGraph,
+    choices: Choices,
+    *,
+    name: str | None = None,
+    kept: Path | None = None,
 ) -> LatencyModel:
     """The latency model that an experiment asks for.
 
     Args:
         target: Where latencies come from.
-        device: The device that is searched for.
+        device: The device.
         graph: The model.
         choices: What has to be known.
+        name: What the experiment calls the device; None: it is the first one.
         kept: The run's own copy of a measured table. If it is there, nothing is measured again, so that a resumed run
             sees the times that it began with.
 
     Raises:
-        HardwareError: If latencies cannot be measured for this device here, or the table is of another machine.
+        HardwareError: If an operation has no kernel, or the table is of another machine.
+        KernelError: If the native kernels are not built.
     """
-    if target.latency == "roofline":
-        return Roofline(device, threads=target.threads)
-    if target.latency == "table":
-        assert target.latency_table is not None, "checked by TargetSpec"
-        return MeasuredLatency(read_table(target.latency_table), device, kernels)
-    if device.target is not HardwareTarget.HOST_CPU:
-        raise HardwareError(
-            f"Latency of {device.name} cannot be measured on this machine, which is not one. Use target.latency: "
-            "roofline for a prediction, or measure on the device ('evoquant profile --bundle') and use latency: table."
-        )
+    source = latency_source(target, name or target.device[0], device)
+    if source.name == "roofline":
+        return Roofline(device, threads=target.threads if device.is_this_machine else None)
+    if source.table is not None:
+        return MeasuredLatency(read_table(source.table), device, kernels)
     return MeasuredLatency(measured_table(target.threads, device, graph, choices, kept=kept), device, kernels)
 
 
@@ -56,21 +96,12 @@ def measured_table(
 
     Raises:
         HardwareError: If an operation has no kernel.
-        KernelError: If the native kernels are not built.
+        KernelError: If the native kernels are not built, or not for the instruction set of the device.
     """
-    machine = kernels.fingerprint(threads=threads)
     if kept is not None and kept.exists():
-        return load_or_start(kept, machine, threads)
-    path = table_path(machine, threads, cache_folder("latency"))
-    known = load_or_start(path, machine, threads)
+        return load_or_start(kept, kernels.fingerprint(threads=threads, isa=device.isa), threads)
     cases = reachable_cases(graph, choices, device, kernels)
-    table = fill(known, cases, lambda missing: _measure(missing, threads))
-    if len(table.entries) > len(known.entries):
-        table.save(path)
+    table = machine_table(cases, threads=threads, isa=device.isa).only(cases)
     if kept is not None:
-        table.only(cases).save(kept)
+        table.save(kept)
     return table
-
-
-def _measure(cases: Sequence[Case], threads: int) -> list[kernels.Timing]:
-    return kernels.measure([kernels.KernelCase(case.op, case.shape, case.precision) for case in cases], threads=threads)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,8 @@ def test_relative_paths_count_from_the_folder_of_the_file(tmp_path: Path, monkey
         "schema_version: 1\nname: a\nmodel: {name: m, checkpoint: ../w.safetensors}\n"
         "data:\n  calibration: {images: images, labels: l.csv}\n"
         "  selection: {images: '${EVOQUANT_ASSETS}/s'}\n  test: {images: /t.npz}\n"
-        "space: ./mine.yaml\ntarget: {device: [host_cpu, d/mine.yaml], latency: table, latency_table: t.json}\n"
+        "space: ./mine.yaml\n"
+        "target: {device: [host_cpu, d/mine.yaml], latency: table, latency_table: {d/mine.yaml: t.json}}\n"
     )
     experiment = load_experiment(path)
     assert experiment.model.checkpoint == tmp_path / "w.safetensors"
@@ -68,8 +70,30 @@ def test_relative_paths_count_from_the_folder_of_the_file(tmp_path: Path, monkey
     assert experiment.data.test.images == "/t.npz"
     assert experiment.space == str(tmp_path / "sub" / "mine.yaml")
     assert experiment.target.device == ("host_cpu", str(tmp_path / "sub" / "d" / "mine.yaml"))
-    assert experiment.target.latency_table == tmp_path / "sub" / "t.json"
+    mine = experiment.target.device[1]
+    assert experiment.target.latency_table == {mine: tmp_path / "sub" / "t.json"}
+    assert experiment.target.table_of(mine) == tmp_path / "sub" / "t.json"
+    assert experiment.target.table_of("host_cpu") is None
     assert experiment.output.dir == Path("runs")
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("{latency: table}", "latency_table goes with latency: table"),
+        ("{latency_table: t.json}", "latency_table goes with latency: table"),
+        ("{device: [a, b], latency: table, latency_table: t.json}", r"whose table it is: latency_table: \{a: FILE\}"),
+        ("{device: [a, b], latency: table, latency_table: {c: t.json}}", "names c, which device does not list"),
+    ],
+)
+def test_a_latency_table_belongs_to_a_device(tmp_path: Path, target: str, told: str) -> None:
+    (problem,) = problems(tmp_path, MINIMAL + f"target: {target}\n")
+    assert re.search(told, problem)
+
+
+def test_a_single_device_needs_no_name_for_its_table(tmp_path: Path) -> None:
+    target = read(tmp_path, MINIMAL + "target: {device: pi, latency: table, latency_table: t.csv}\n").target
+    assert target.table_of("pi") == tmp_path / "t.csv"
 
 
 def test_a_space_may_be_named_or_written_inside(tmp_path: Path) -> None:

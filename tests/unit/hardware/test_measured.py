@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from evoquant import kernels
-from evoquant.errors import ConfigurationError, HardwareError, UnknownNameError
+from evoquant.errors import HardwareError
 from evoquant.hardware import (
     CostModel,
     Kind,
@@ -13,7 +13,6 @@ from evoquant.hardware import (
     Roofline,
     bundle_items,
     calibrate_roofline,
-    latency_model,
     load_device,
     machine_table,
     reachable_cases,
@@ -189,7 +188,7 @@ def test_the_work_of_an_entry_agrees_with_the_kernels(op, shape, macs):
 
 
 def test_the_table_of_this_machine_is_kept_and_reused(monkeypatch, tmp_path, hybrid):
-    monkeypatch.setattr(kernels, "fingerprint", lambda *, threads: {"cpu": "invented", "threads": threads})
+    monkeypatch.setattr(kernels, "fingerprint", lambda *, threads, isa: {"cpu": isa or "invented", "threads": threads})
     cases = reachable_cases(hybrid, {op.name: [FLOAT] for op in hybrid.ops}, HOST, kernels)
     table = machine_table(cases, folder=tmp_path, measure=clock)
     assert len(list(tmp_path.glob("latency-*-t1.json"))) == 1
@@ -199,18 +198,6 @@ def test_the_table_of_this_machine_is_kept_and_reused(monkeypatch, tmp_path, hyb
         return []
 
     assert machine_table(cases, folder=tmp_path, measure=not_again) == table
-    assert isinstance(latency_model("measured", HOST, cases=cases, folder=tmp_path), MeasuredLatency)
-
-
-def test_latency_models_by_name(tmp_path):
-    assert isinstance(latency_model("roofline", load_device("xeon_vnni")), Roofline)
-    path = tmp_path / "mine.csv"
-    path.write_text("op,shape,precision,median_ms\ngemm,1x2x3,w8a8,1\n")
-    assert isinstance(latency_model("table", HOST, table=path), MeasuredLatency)
-    with pytest.raises(ConfigurationError, match="needs the path of a latency table"):
-        latency_model("table", HOST)
-    with pytest.raises(UnknownNameError, match=r"Unknown latency model 'rooflin'\. Did you mean 'roofline'"):
-        latency_model("rooflin", HOST)
 
 
 @pytest.mark.skipif(not kernels.info().available, reason="the native kernels are not built")
@@ -219,5 +206,5 @@ def test_real_kernels_can_be_timed(builder, tmp_path):
     b.node("softmax", b.node("silu", b.linear("fc", "image", 8)))
     graph = b.build()
     cases = reachable_cases(graph, {"fc": [FLOAT, LayerQuantConfig()]}, HOST, kernels)
-    model = latency_model("measured", HOST, cases=cases, folder=tmp_path)
+    model = MeasuredLatency(machine_table(cases, folder=tmp_path), HOST, kernels)
     assert model.latency(graph, uniform(graph)).ms > 0

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from evoquant.errors import HardwareError
 from evoquant.hardware.filling import fill, interpolate, load_or_start, table_path
-from evoquant.hardware.table import Entry, Key, LatencyTable, cache_folder, read_table
+from evoquant.hardware.table import Entry, Key, LatencyTable, read_table
+from evoquant.resources import cache_folder
 
 MACHINE = {"cpu": "Example 3000", "flags": ["avx2", "fma"], "version": "1"}
 
@@ -210,9 +211,9 @@ def test_tables_of_different_machines_have_different_names(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="the folders of other platforms differ")
 def test_the_cache_folder_can_be_chosen(monkeypatch, tmp_path):
     monkeypatch.setenv("EVOQUANT_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
+    assert cache_folder("latency") == tmp_path / "latency"
     monkeypatch.delenv("EVOQUANT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "evoquant"
+    assert cache_folder("latency") == tmp_path / "xdg" / "evoquant" / "latency"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path.home() / ".cache" / "evoquant"
+    assert cache_folder("latency") == Path.home() / ".cache" / "evoquant" / "latency"
