@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,12 +17,13 @@ from evoquant.config import Experiment, TargetSpec, load_experiment
 from evoquant.errors import ConfigurationError
 from evoquant.evaluate import captured_model
 from evoquant.graph import CapturedModel, published_macs
-from evoquant.hardware import load_device
+from evoquant.hardware import Device, Kind, load_device
 from evoquant.run import build_space
-from evoquant.space import SearchSpace
+from evoquant.run.barred import device_choices
+from evoquant.space import NO_EFFECT, SearchSpace
 
-NO_EFFECT = "has no effect here"
-"""Why most values are barred: another one means the same. Not worth a line."""
+GROUND = re.compile(rf" \(((?:{'|'.join(Kind)}): .*)\)$")
+"""The end of a reason that a device file gives."""
 
 
 def inspect(
@@ -37,8 +39,9 @@ def inspect(
     """Show every operation with its role, its group and its legal choices, and the size of the space."""
     settings = _settings(experiment, model, target, space, image_size)
     captured = captured_model(settings)
-    found = build_space(settings, captured.graph, load_device(settings.target.device[0]))
-    show(_document(captured, found, settings.target.device[0]), as_json=as_json, text=_show)
+    device = load_device(settings.target.device[0])
+    found = build_space(settings, captured.graph, device)
+    show(_document(captured, found, device), as_json=as_json, text=_show)
 
 
 def _settings(
@@ -57,14 +60,15 @@ def _settings(
     return settings.model_copy(update=changes)
 
 
-def _document(captured: CapturedModel, space: SearchSpace, device: str) -> dict[str, Any]:
+def _document(captured: CapturedModel, space: SearchSpace, device: Device) -> dict[str, Any]:
     """``macs`` counts as timm's tables do; ``product_macs`` is the sum over ``ops``."""
     graph = captured.graph
     choices = {group.name: space.choices(group.name) for group in space.groups}
+    legal = device_choices(space, device)
     return {
         "model": graph.model,
         "image_size": graph.input_shape[-1],
-        "device": device,
+        "device": device.name,
         "macs": published_macs(graph, captured.batch_norms),
         "product_macs": graph.macs,
         "batch_norms": {"folded": captured.batch_norms.folded, "remaining": list(captured.batch_norms.remaining)},
@@ -75,8 +79,8 @@ def _document(captured: CapturedModel, space: SearchSpace, device: str) -> dict[
                 "name": group.name,
                 "ops": list(group.ops),
                 "phenotypes": choices[group.name].phenotypes,
-                "available": {str(axis): list(values) for axis, values in choices[group.name].available.items()},
-                "barred": {str(axis): dict(values) for axis, values in choices[group.name].barred.items()},
+                "available": {axis: list(values) for axis, values in legal[group.name].available.items()},
+                "barred": legal[group.name].barred,
             }
             for group in space.groups
         ],
@@ -107,12 +111,34 @@ def _show(console: Console, document: Mapping[str, Any]) -> None:
             str(op["choices"]),
         )  # fmt: skip
     console.print(table)
-    barred = {
-        reason for group in document["groups"] for values in group["barred"].values() for reason in values.values()
-    }
-    for reason in sorted(barred - {NO_EFFECT}):
-        console.print(f"barred: {reason}", markup=False)
+    grounds: dict[str, int] = {}
+    alike: dict[str, list[str]] = {}
+    for group in document["groups"]:
+        alike.setdefault("\n".join(_choice_lines(group, grounds)), []).append(group["name"])
+    for lines, names in alike.items():
+        others = f" and {len(names) - 1} more groups like it" if len(names) > 1 else ""
+        console.print(f"{names[0]}{others}\n{lines}", markup=False, soft_wrap=True)
+    for ground, number in grounds.items():
+        console.print(f"[{number}] {ground}", markup=False, soft_wrap=True)
     console.print(
         f"{document['macs'] / 1e9:.3f} GMACs, {document['parameters'] / 1e6:.2f} M parameters, "
         f"{len(document['groups'])} groups, 10^{document['space_size_log10']:.0f} plans"
     )
+
+
+def _choice_lines(group: Mapping[str, Any], grounds: dict[str, int]) -> Iterator[str]:
+    """What a group may be, and why not more; the grounds of a device are numbered and kept for the end."""
+
+    def numbered(ground: re.Match[str]) -> str:
+        return f" [{grounds.setdefault(ground[1], len(grounds) + 1)}]"
+
+    yield f"  {group['phenotypes']} choices"
+    for axis, values in group["available"].items():
+        yield f"  {axis}: {', '.join(values)}"
+    for axis, reasons in group["barred"].items():
+        alike: dict[str, list[str]] = {}
+        for value, reason in reasons.items():
+            alike.setdefault(reason, []).append(value)
+        for reason, barred in alike.items():
+            if reason != NO_EFFECT:
+                yield f"  barred, {axis} {', '.join(barred)}: {GROUND.sub(numbered, reason)}"

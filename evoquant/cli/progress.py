@@ -82,6 +82,9 @@ class SearchProgress:
         eta = "" if event.eta_seconds is None else f", about {event.eta_seconds:.0f} s left"
         trust = "" if event.rank_correlation is None else f", rank correlation {event.rank_correlation:.2f}"
         state = f"front {event.front_size}, hypervolume {event.hypervolume:.4f}{trust}{eta}"
-        self._bar.update(self._task, completed=event.evaluations, state=state)
+        self._bar.update(self._task, state=state)
         if not STATUS.is_terminal:
-            STATUS.print(f"generation {event.generation}: {event.evaluations} evaluations, {state}", markup=False)
+            where = f"{event.device}, " if event.device else ""
+            STATUS.print(
+                f"{where}generation {event.generation}: {event.evaluations} evaluations, {state}", markup=False
+            )

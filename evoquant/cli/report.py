@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +15,7 @@ from evoquant.config import load_experiment
 from evoquant.errors import ConfigurationError
 from evoquant.evaluate import captured_model
 from evoquant.report import write_report
-from evoquant.run import read_front
+from evoquant.run import read_fronts
 from evoquant.search import query
 from evoquant.types.front import FrontDocument
 
@@ -30,14 +31,18 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Draw the plots and the report again, and list the points within limits."""
-    front = read_front(run_dir)
+    fronts = read_fronts(run_dir)
+    front = fronts[run_dir]
     config = run_dir / "config.yaml"
     graph = captured_model(load_experiment(config)).graph if config.exists() else None
-    page = write_report(run_dir, front, graph)
+    others = tuple(entry for entry in fronts.values() if entry.device != front.device)
+    fronts[run_dir] = replace(front, other_targets=others)
+    pages = {folder: write_report(folder, entry, graph) for folder, entry in fronts.items()}
     within = _within(front, (max_drop, max_latency, max_energy, max_memory))
     document = {
         "run_dir": str(run_dir),
-        "report": str(page),
+        "report": str(pages[run_dir]),
+        "reports": {entry.device: str(pages[folder]) for folder, entry in fronts.items()},
         "knee": front.knee,
         "verdict": front.verdict,
         "points": [{"id": point.id, "name": point.name, "objectives": dict(point.objectives)} for point in within],

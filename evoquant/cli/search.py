@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,9 +17,10 @@ from evoquant.cli.output import ExitCode, show
 from evoquant.cli.progress import SearchProgress
 from evoquant.config import Experiment, load_experiment, with_effort
 from evoquant.evaluate import captured_model, prepare
-from evoquant.hardware import load_device
 from evoquant.report import write_report
 from evoquant.run import build_space, timed_promise
+from evoquant.run.latency import latency_source
+from evoquant.run.targets import load_devices, target_folders
 from evoquant.types.front import FrontDocument
 
 COLUMNS = (
@@ -48,26 +50,54 @@ def search(
     folder = settings.output.dir / settings.name if run_dir is None else run_dir
     with SearchProgress() as progress:
         front = run_evolution_sync(settings, run_dir=folder, on_event=progress)
-    write_report(folder, front, captured_model(settings).graph)
+    graph = captured_model(settings).graph
+    fronts = (front, *front.other_targets)
+    folders = target_folders(folder, load_devices(settings))
+    for entry, places in zip(fronts, folders, strict=True):
+        for place in places:
+            write_report(place, entry if place == folder else replace(entry, other_targets=()), graph)
     document = front.to_dict()
     del document["evaluated"]
-    show({"run_dir": str(folder), **document}, as_json=as_json, text=_show_front)
-    if front.status == "infeasible":
+    targets = [_target(entry, places[0]) for entry, places in zip(fronts, folders, strict=True)]
+    show({"run_dir": str(folder), **document, "targets": targets}, as_json=as_json, text=_show_fronts)
+    if any(entry.status == "infeasible" for entry in fronts):
         raise SystemExit(ExitCode.INFEASIBLE)
+
+
+TARGET_FIELDS = (
+    "device", "status", "evaluations", "failures", "objectives", "hypervolume", "reference_point", "knee", "verdict",
+    "front", "baselines", "comparisons",
+)  # fmt: skip
+"""What is said of each device of a run; the rest is common to all."""
+
+
+def _target(front: FrontDocument, folder: Path) -> dict[str, Any]:
+    document = front.to_dict()
+    said = {"run_dir": str(folder), **{name: document[name] for name in TARGET_FIELDS}}
+    return said | {name: front.provenance[name] for name in ("latency_kind", "latency")}
 
 
 def _dry_run(settings: Experiment) -> dict[str, Any]:
     bench = prepare(settings)
     graph, promised = bench.captured.graph, timed_promise(bench)
     images = len(bench.evaluator.images("selection").labels)
-    space = build_space(settings, graph, load_device(settings.target.device[0]))
+    devices = load_devices(settings)
+    spaces = [build_space(settings, graph, device) for device in devices.values()]
     return {
         "name": settings.name,
         "model": graph.model,
         "macs": graph.macs,
         "operations": len(graph.ops),
         "groups": len(graph.groups),
-        "space_size_log10": space.size_log10,
+        "space_size_log10": spaces[0].size_log10,
+        "targets": [
+            {
+                "device": device.name,
+                "latency": latency_source(settings.target, name, device).told,
+                "space_size_log10": space.size_log10,
+            }
+            for (name, device), space in zip(devices.items(), spaces, strict=True)
+        ],
         "evaluations": promised.evaluations,
         "selection_images": images,
         "forward_passes": promised.evaluations * images,
@@ -83,10 +113,16 @@ def _show_dry_run(console: Console, document: Mapping[str, Any]) -> None:
         console.print(f"{name}: {value}")
 
 
-def _show_front(console: Console, document: Mapping[str, Any]) -> None:
-    front = FrontDocument.from_dict(
-        {**{name: value for name, value in document.items() if name != "run_dir"}, "evaluated": []}
-    )
+def _show_fronts(console: Console, document: Mapping[str, Any]) -> None:
+    common = {name: value for name, value in document.items() if name not in ("run_dir", "targets")}
+    for target in document["targets"]:
+        own = {name: target[name] for name in TARGET_FIELDS}
+        _show_front(console, FrontDocument.from_dict({**common, **own, "evaluated": []}))
+        console.print(f"Latency: {target['latency']}.", markup=False)
+        console.print(f"Written to {target['run_dir']}: pareto.json, pareto.yaml, pareto.csv, plots, report.html\n")
+
+
+def _show_front(console: Console, front: FrontDocument) -> None:
     table = Table(title=f"{front.model} on {front.device}: {len(front.front)} points, {front.status}")
     table.add_column("point")
     table.add_column("precision")
@@ -103,4 +139,3 @@ def _show_front(console: Console, document: Mapping[str, Any]) -> None:
         console.print(f"{entry.name}: hypervolume {entry.hypervolume:.4f} with {entry.images} images")
     console.print(front.verdict)
     console.print(f"Hypervolume {front.hypervolume:.4f} after {front.evaluations} evaluations, {front.seconds:.0f} s.")
-    console.print(f"Written to {document['run_dir']}: pareto.json, pareto.yaml, pareto.csv, plots, report.html")

@@ -46,6 +46,21 @@ def domains(root: Path = POWERCAP) -> tuple[Domain, ...]:
     return tuple(found)
 
 
+def required_domains(root: Path = POWERCAP) -> tuple[Domain, ...]:
+    """The packages whose counters can be read.
+
+    Raises:
+        HardwareError: If there are none.
+    """
+    found = domains(root)
+    if not found:
+        raise HardwareError(
+            f"This machine exposes no readable energy counter under {root}, so energy cannot be measured here. "
+            "Use the estimate of a device file, or a machine with RAPL and the right to read it."
+        )
+    return found
+
+
 def measure_mj(work: Callable[[], object], *, repetitions: int, root: Path = POWERCAP) -> float:
     """Energy of one call of ``work``, all packages of the machine together, in millijoules.
 
@@ -60,12 +75,7 @@ def measure_mj(work: Callable[[], object], *, repetitions: int, root: Path = POW
     Raises:
         HardwareError: If the machine shows no counter that can be read.
     """
-    counters = domains(root)
-    if not counters:
-        raise HardwareError(
-            f"This machine exposes no readable energy counter under {root}, so energy cannot be measured here. "
-            "Use the estimate of a device file, or a machine with RAPL and the right to read it."
-        )
+    counters = required_domains(root)
     before = [counter.read_uj() for counter in counters]
     for _ in range(repetitions):
         work()

@@ -21,7 +21,7 @@ from evoquant.hardware.legality import Legal, legalise
 from evoquant.hardware.provenance import Kind, kinds_of
 from evoquant.hardware.tensors import TensorTable
 from evoquant.hardware.work import WorkClass, elements, read_elements, stored_bytes, work_class
-from evoquant.types.graph import ModelGraph, Node, Op
+from evoquant.types.graph import ModelGraph, Node, Op, OpKind
 from evoquant.types.precision import FLOAT_BITS, LayerQuantConfig
 from evoquant.types.storage import weight_bytes
 
@@ -45,7 +45,8 @@ class Roofline:
     An operation reads its input and its weights as stored and writes its result at the width of its own input. Its
     weights come from DRAM; its activations from the cache if they fit there together, else from DRAM. On a device whose
     ``weights_from`` is ``cache``, all of them come from the cache if they fit there together. Where kernels read and
-    write floating point, each quantizes its input in a pass of its own.
+    write floating point, each quantizes its input in a pass of its own, and applies a function to its result while
+    storing it.
 
     Args:
         device: The device.
@@ -112,8 +113,9 @@ class Roofline:
         graph = tensors.graph
         own = {op.node for op in graph.ops}
         fused = fused_nodes(graph, self.device.fused)
+        applied = self._applied(tensors)
         return fsum(
-            self._node_ms(graph, node)
+            self._applied_ms(node) if node.name in applied else self._node_ms(graph, node)
             for node in graph.nodes
             if node.name not in own and node.name not in fused and not node.is_view and node.kind != "input"
         )
@@ -150,10 +152,25 @@ class Roofline:
         rate = native.peak_gmacs_per_s * self.device.utilisation(native, WorkClass.ELEMENTWISE).value * self._share
         return values / (rate * _GIGA)
 
+    def _applied(self, tensors: TensorTable) -> set[str]:
+        """Functions that kernels of floating-point results apply while storing: that takes arithmetic alone."""
+        if self.device.activations == "codes":
+            return set()
+        matmuls = {op.node for op in tensors.graph.ops if op.kind is OpKind.MATMUL}
+        return {name for name, op_node in tensors.fused.items() if op_node not in matmuls}
+
+    def _applied_ms(self, node: Node) -> float:
+        return node.elements / (self._float_rate() * _GIGA) * _MS_PER_S
+
+    def _float_rate(self) -> float:
+        """Values of elementwise work in floating point, 10⁹ per second."""
+        native = self.device.types[self.device.float_type]
+        share = self.device.utilisation(native, WorkClass.ELEMENTWISE).value
+        return native.peak_gmacs_per_s * share * self._share
+
     def _node_ms(self, graph: ModelGraph, node: Node) -> float:
         device = self.device
-        native = device.types[device.float_type]
-        rate = native.peak_gmacs_per_s * device.utilisation(native, WorkClass.ELEMENTWISE).value * self._share
+        rate = self._float_rate()
         read = sum(graph.node[name].elements for name in node.inputs)
         moved_s = self._moved_s((read + node.elements) * device.float_bytes, 0)
         launch = device.overhead.operation_us.value * _MS_PER_US

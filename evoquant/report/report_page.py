@@ -14,6 +14,7 @@ from evoquant.report.hypervolume import plot_hypervolume
 from evoquant.report.objective_pairs import plot_accuracy, plot_objective_pairs
 from evoquant.report.style import measure, save
 from evoquant.report.tables import embedded_figure, key_table, number, point_table, tile
+from evoquant.run import TARGETS
 from evoquant.types.front import FrontDocument, ParetoPoint
 from evoquant.types.graph import ModelGraph
 
@@ -77,7 +78,7 @@ def write_report(
 
     Args:
         folder: The run folder.
-        document: The front.
+        document: The front; of the fronts of other devices in it the page has links to their reports.
         graph: See ``write_plots``.
         latency_kind: ``measured`` or ``predicted``; None: what the provenance says under ``latency_kind``.
 
@@ -114,10 +115,23 @@ def _page(document: FrontDocument, plots: dict[str, Path], latency_kind: str) ->
         comparison=point_table(document, [*document.baselines, *([knee] if knee else [])]),
         comparison_note=escape(note if images else "No point was judged on test images."),
         front=point_table(document, document.front),
+        devices=_devices(document),
         figures="\n".join(embedded_figure(path, _CAPTIONS[name]) for name, path in plots.items()),
         caveats="".join(f"<li>{escape(text)}</li>" for text in _caveats(document, latency_kind)),
         provenance=key_table(document.provenance),
     )
+
+
+def _devices(document: FrontDocument) -> str:
+    """The fronts of the other devices of the run, with links to their reports."""
+    if not document.other_targets:
+        return ""
+    rows = "".join(
+        f'<li><a href="{TARGETS}/{escape(other.device)}/{REPORT}">{escape(other.device)}</a> '
+        f"({escape(str(other.provenance.get('latency_kind', '')))} latency): {escape(other.verdict)}</li>"
+        for other in document.other_targets
+    )
+    return f"<h2>Other devices of this run</h2>\n<ul>{rows}</ul>\n\n"
 
 
 def _subtitle(document: FrontDocument) -> str:
@@ -156,11 +170,14 @@ def _caveats(document: FrontDocument, latency_kind: str) -> Iterator[str]:
         "integer_only."
     )
     if latency_kind:
-        yield f"Latencies are {latency_kind}: " + (
-            "each operation is timed alone on this machine's kernels and the times are summed."
-            if latency_kind == "measured"
-            else "they come from a model of the device and were not measured on it."
-        )
+        told = document.provenance.get("latency")
+        if told is None:
+            told = (
+                "each operation is timed alone on this machine's kernels and the times are summed"
+                if latency_kind == "measured"
+                else "they come from a model of the device and were not measured on it"
+            )
+        yield f"Latencies are {latency_kind}: {told}."
     yield "Energies come from a model with published constants; they rank plans and are no measurement."
     yield (
         "The search ranks candidates on the selection images, so figures on these (KL, selection drop) flatter what "

@@ -105,6 +105,7 @@ class GenerationFinished:
         eta_seconds: Estimated time to the end of the budget, None if unknown.
         front: The members of the front.
         rank_correlation: Of predicted and evaluated error over the last candidates; None where nothing is predicted.
+        device: Whose front it is, where the run has several; else empty.
     """
 
     generation: int
@@ -114,6 +115,7 @@ class GenerationFinished:
     eta_seconds: float | None
     front: tuple[ParetoPoint, ...]
     rank_correlation: float | None = None
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True)

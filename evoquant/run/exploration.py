@@ -6,15 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evoquant.config import Experiment
+from evoquant.errors import PrecisionError
 from evoquant.evaluate import Accuracy, Plan
 from evoquant.hardware import CostModel
 from evoquant.run.evaluations import Evaluations, OnRecord
 from evoquant.run.journal import Record
 from evoquant.run.objectives import figures, reference_limits, vector, violations
-from evoquant.search import Candidate, Evaluated, ParetoArchive, ReferencePoint, Searcher
+from evoquant.search import Evaluated, Learner, ParetoArchive, ReferencePoint, Searcher
 from evoquant.space import SearchSpace
+
+Genes = NDArray[np.int64]
+Answered = tuple[Plan, Record]
+"""A plan with its finished evaluation."""
 
 
 @dataclass
@@ -59,7 +65,12 @@ class Exploration:
         self._evaluations, self._judged = evaluations, judged
         self.archive = ParetoArchive(reference)
         self.evaluated: list[dict[str, float]] = []
+        self.seen: set[str] = set()
         self.images = 0
+        self.offered_images = 0
+        self._early: list[Evaluated] = []
+        self._offers: list[tuple[Genes, NDArray[np.float64], NDArray[np.float64]]] = []
+        self._batches = 0
 
     async def run(
         self,
@@ -75,35 +86,85 @@ class Exploration:
             on_batch: Told the number of each answered batch, from 1; False ends the search.
             on_record: Told of each evaluation.
         """
-        number = 0
-        while candidates := searcher.ask():
-            objectives, excess = await self._batch(candidates, on_record)
-            searcher.tell(objectives, excess if excess.size else None)
-            number += 1
-            if on_batch is not None and not on_batch(number):
+        while await self.step(searcher, on_record=on_record):
+            if on_batch is not None and not on_batch(self._batches):
                 return
 
-    async def _batch(
-        self, candidates: Sequence[Candidate], on_record: OnRecord | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Evaluate candidates and put them into the archive; objectives and constraint violations in their order."""
+    async def step(self, searcher: Searcher, *, on_record: OnRecord | None = None) -> list[Answered]:
+        """Evaluate the next batch and tell the searcher; what was evaluated, empty at the end of the search.
+
+        A searcher that can learn is first told what was offered since its last batch.
+        """
+        if self._batches and self._offers and isinstance(searcher, Learner):
+            genomes, objectives, excess = (np.array(column) for column in zip(*self._offers, strict=True))
+            searcher.learn(genomes, objectives, excess if excess.size else None)
+            self._offers.clear()
+        candidates = searcher.ask()
+        if not candidates:
+            return []
         plans = [self._space.decode(candidate.genes) for candidate in candidates]
         records = await self._evaluations.of(plans, split="selection", on_record=on_record)
+        objectives, excess = self._take([candidate.genes for candidate in candidates], plans, records)
+        searcher.tell(objectives, excess if excess.size else None)
+        self._batches += 1
+        return list(zip(plans, records, strict=True))
+
+    def offer(self, answered: Sequence[Answered]) -> None:
+        """Take in what another search has evaluated, as far as this space has it: that costs no evaluation."""
+        found: list[tuple[Genes, Plan, Record]] = []
+        for plan, record in answered:
+            if record.phenotype in self.seen:
+                continue
+            try:
+                found.append((self._space.encode(plan), plan, record))
+            except PrecisionError:
+                continue
+            if record.result is not None:
+                self.offered_images += int(record.result["images"])
+        entries, objectives, excess = self._judge(found)
+        self._offers += zip((genes for genes, *_ in found), objectives, excess, strict=True)
+        if self.archive.reference is None:
+            self._early += entries
+        else:
+            self.archive.add(entries)
+
+    def _take(
+        self, genomes: Sequence[Genes], plans: Sequence[Plan], records: Sequence[Record]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Put own candidates into the archive; objectives and constraint violations in their order."""
+        new = [record.phenotype not in self.seen for record in records]
+        self.images += sum(
+            int(record.result["images"])
+            for record, is_new in zip(records, new, strict=True)
+            if is_new and record.result is not None
+        )
+        entries, objectives, excess = self._judge(list(zip(genomes, plans, records, strict=True)))
+        if self.archive.reference is None:
+            early = [entry.objectives for entry in self._early if not entry.has_failed]
+            values = np.concatenate([objectives, np.array(early)]) if early else objectives
+            self.archive.freeze(ReferencePoint.derive(values, limits=reference_limits(self._experiment.objectives)))
+            self.archive.add(self._early)
+            self._early.clear()
+        self.archive.add(entry for entry, is_new in zip(entries, new, strict=True) if is_new)
+        return objectives, excess
+
+    def _judge(
+        self, answered: Sequence[tuple[Genes, Plan, Record]]
+    ) -> tuple[list[Evaluated], NDArray[np.float64], NDArray[np.float64]]:
+        """Entries for the archive, objectives and constraint violations; nan where an evaluation failed."""
         names, limits = self._experiment.objectives, self._experiment.constraints.limits
-        objectives = np.full((len(candidates), len(names)), np.nan)
-        excess = np.zeros((len(candidates), len(limits)))
+        objectives = np.full((len(answered), len(names)), np.nan)
+        excess = np.zeros((len(answered), len(limits)))
         entries = []
-        for row, (candidate, plan, record) in enumerate(zip(candidates, plans, records, strict=True)):
+        for row, (genes, plan, record) in enumerate(answered):
             values = self._judged.take(plan, record)
-            if values is not None and record.result is not None:
+            if values is not None:
                 objectives[row] = vector(values, names)
                 excess[row] = violations(values, limits)
-                self.evaluated.append({name: values[name] for name in (*names, "accuracy_drop_pp")})
-                self.images += int(record.result["images"])
+                if record.phenotype not in self.seen:
+                    self.evaluated.append({name: values[name] for name in (*names, "accuracy_drop_pp")})
+            self.seen.add(record.phenotype)
             violation = float(np.maximum(excess[row], 0.0).sum())
             found = () if values is None else vector(values, names)
-            entries.append(Evaluated(candidate.id, record.phenotype, candidate.genes, found, violation))
-        if self.archive.reference is None:
-            self.archive.freeze(ReferencePoint.derive(objectives, limits=reference_limits(names)))
-        self.archive.add(entries)
-        return objectives, excess
+            entries.append(Evaluated(len(self.seen) - 1, record.phenotype, genes, found, violation))
+        return entries, objectives, excess

@@ -16,6 +16,9 @@ from evoquant.types.front import FRONT_SCHEMA_VERSION, FrontDocument
 
 PLANS = "plans"
 
+TARGETS = "targets"
+"""Folder of a run that holds one folder for each device, where there are several."""
+
 
 def write_front(folder: Path, document: FrontDocument, *, draft: bool = False) -> None:
     """Write ``pareto.json``, ``pareto.csv``, ``pareto.yaml`` and ``plans/ID.yaml``; each file is replaced as a whole.
@@ -80,6 +83,19 @@ def read_front(path: Path) -> FrontDocument:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(f"{file}: is not a front that evoquant can read: {error!r}") from error
+
+
+def read_fronts(run_folder: Path) -> dict[Path, FrontDocument]:
+    """The fronts of all devices of a run by their folders, the run folder itself first.
+
+    Raises:
+        ConfigurationError: If there is none, or one cannot be read.
+    """
+    fronts = {run_folder: read_front(run_folder)}
+    for folder in sorted((run_folder / TARGETS).glob("*")):
+        if folder.is_dir():
+            fronts[folder] = read_front(folder)
+    return fronts
 
 
 def _table(document: FrontDocument) -> str:

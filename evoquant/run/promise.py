@@ -19,20 +19,22 @@ _BYTES_PER_PLAN_ENTRY = 420
 _TIMED_BATCHES = 3
 
 
-def promise(experiment: Experiment, seconds: Sequence[float], *, operations: int) -> Promised:
+def promise(experiment: Experiment, seconds: Sequence[float], *, operations: int, targets: int = 1) -> Promised:
     """Estimate from the times of a few evaluations.
 
     Args:
         experiment: The run.
         seconds: Times of evaluations on the selection images, at least one.
         operations: Operations of the model.
+        targets: Devices of the run: they share the search, and each has its own searches to compare with.
     """
     search, workers = experiment.search, experiment.evaluation.parallel_evaluations
-    evaluations = search.evaluations * (1 + len(search.baselines))
+    rounds = 1 + targets * len(search.baselines)
+    evaluations = search.evaluations * rounds
     each = statistics.median(seconds)
     total = evaluations * each / workers
     if search.minutes is not None:
-        total = min(total, 60 * search.minutes * (1 + len(search.baselines)))
+        total = min(total, 60 * search.minutes * rounds)
     memory = peak_memory_mb() * (1 + workers if experiment.evaluation.executor == "process" else 1)
     return Promised(evaluations, each, total, evaluations * operations * _BYTES_PER_PLAN_ENTRY / 1e6, memory)
 
@@ -47,7 +49,12 @@ def timed_promise(bench: Workbench) -> Promised:
     for batch in timed:
         model(batch)
     each = (time.perf_counter() - started) / sum(map(len, timed))
-    return promise(bench.experiment, [each * len(images.labels)], operations=len(bench.captured.graph.ops))
+    return promise(
+        bench.experiment,
+        [each * len(images.labels)],
+        operations=len(bench.captured.graph.ops),
+        targets=len(bench.experiment.target.device),
+    )
 
 
 def peak_memory_mb() -> float:

@@ -1,4 +1,4 @@
-"""One run: baselines, search, test of what was found; a valid front on disk after every generation."""
+"""One run: baselines, search, test of what was found; valid fronts on disk after every generation."""
 
 from __future__ import annotations
 
@@ -7,221 +7,191 @@ import itertools
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from evoquant.config import Experiment
 from evoquant.errors import ConfigurationError
 from evoquant.evaluate import Accuracy, ProbeTable, Workbench, probe_choices
-from evoquant.hardware import CostModel
 from evoquant.run import events
-from evoquant.run.comparison import known_comparison, run_comparison
 from evoquant.run.evaluations import Evaluations
 from evoquant.run.executors import Executor
-from evoquant.run.exploration import Exploration, Judged
 from evoquant.run.front_file import read_front, write_front
 from evoquant.run.journal import Journal, Record
-from evoquant.run.objectives import plan_name
-from evoquant.run.points import knee_of, spread, tested
+from evoquant.run.points import spread, tested
+from evoquant.run.probing import probe_space, translated
 from evoquant.run.promise import promise
-from evoquant.run.searchers import Genes, SearcherFactory
-from evoquant.run.verdict import verdict
-from evoquant.search import Termination
-from evoquant.space import SearchSpace, plan_hash, presets
-from evoquant.types.front import Comparison, FrontDocument, ParetoPoint, TestedAccuracy
+from evoquant.run.target_search import Spent, TargetSearch
+from evoquant.run.targets import Target
+from evoquant.space import Plan, plan_hash
+from evoquant.types.front import FrontDocument
 
 PROBES = "probes"
 """Name of the table of sensitivities in the journal."""
 
 
-@dataclass
-class _Progress:
-    """What a session knows so far."""
-
-    baselines: dict[str, str] = field(default_factory=dict)
-    tested: dict[str, TestedAccuracy] = field(default_factory=dict)
-    comparisons: list[Comparison] = field(default_factory=list)
-    images: int = 0
-
-
 class Session:
     """One session of a run in its folder; the same run may have had sessions before.
 
+    Several devices share the evaluations: their searches take turns, each with its share of the budget, and whatever
+    one has evaluated is offered to the others.
+
     Args:
         bench: Model and images.
-        space: What is searched.
-        costs: Latency, energy and memory of a plan.
-        folder: The run folder.
+        targets: The devices, at least one.
+        folders: Where the front of each device is written.
         executor: Where evaluations run.
         journal: The run's journal, claimed for this run.
         listener: Told what happens.
-        provenance: Goes into the result as it is.
+        provenances: Goes into the result of each device as it is.
     """
 
     def __init__(
         self,
         bench: Workbench,
-        space: SearchSpace,
-        costs: CostModel,
+        targets: Sequence[Target],
         *,
-        folder: Path,
+        folders: Sequence[Sequence[Path]],
         executor: Executor,
         journal: Journal,
         listener: events.Listener,
-        provenance: Mapping[str, Any],
+        provenances: Sequence[Mapping[str, Any]],
     ) -> None:
-        self._bench, self._space, self._costs = bench, space, costs
-        self._experiment = bench.experiment
-        self._folder = folder
+        self._bench, self._experiment = bench, bench.experiment
         self._evaluations = Evaluations(executor, journal)
         self._journal = journal
-        self._judged = Judged(costs)
-        self._main = Exploration(self._experiment, space, self._evaluations, self._judged)
         self._listener = listener
-        self._provenance = provenance
-        self._state = _Progress()
+        self._spent = Spent()
+        self._folders = folders
+        self._searches = [
+            TargetSearch(
+                experiment, target, self._evaluations, classes=bench.classes, spent=self._spent, provenance=provenance
+            )
+            for experiment, target, provenance in zip(
+                shares(self._experiment, len(targets)), targets, provenances, strict=True
+            )
+        ]
         self._started = time.perf_counter()
-        self._seconds_before = _seconds_before(folder)
+        self._seconds_before = _seconds_before(folders[0][-1])
         self._resumed = sum(1 for record in journal if record.split == "selection")
 
     async def run(self) -> FrontDocument:
-        """Evaluate the baselines, search, and test the front.
+        """Evaluate the baselines, search, and test the fronts.
 
-        If it is cancelled, the front found so far is on disk before ``asyncio.CancelledError`` goes on.
+        If it is cancelled, the fronts found so far are on disk before ``asyncio.CancelledError`` goes on.
+
+        Returns:
+            The front of the first device, with those of all others.
 
         Raises:
-            RunError: If the journal or the front cannot be written.
+            RunError: If the journal or a front cannot be written.
         """
         status = "interrupted"
         try:
             self._listener(events.StageStarted("baselines"))
             await self._evaluate_baselines()
-            factory = SearcherFactory(
-                self._experiment, self._space, self._costs, self._bench.classes, await self._probe()
-            )
+            await self._probe()
             self._listener(events.StageStarted("search", self._experiment.search.algorithm))
-            await self._search(factory)
-            await self._compare(factory)
+            await self._search()
+            for name in self._experiment.search.baselines:
+                self._listener(events.StageStarted("comparison", name))
+                for search in self._searches:
+                    await search.compare(name, self._selection_images)
             self._listener(events.StageStarted("test"))
             await self._test()
-            status = "done" if self._main.archive.front else "infeasible"
+            status = "done"
         finally:
-            document = self._document(status)
-            write_front(self._folder, document)
-            self._listener(events.RunFinished(status, self._session_seconds))
-        return document
+            documents = [self._write(search, status) for search in self._searches]
+            statuses = {document.status for document in documents}
+            self._listener(
+                events.RunFinished("infeasible" if "infeasible" in statuses else status, self._session_seconds)
+            )
+        return replace(documents[0], other_targets=tuple(documents[1:]))
 
     async def _evaluate_baselines(self) -> None:
-        plans = presets(self._space.graph, self._bench.classes)
-        records = await self._evaluations.of(list(plans.values()), split="selection")
-        for (name, plan), record in zip(plans.items(), records, strict=True):
-            if self._judged.take(plan, record) is None:
-                self._listener(events.Noticed(f"The baseline {name} could not be evaluated: {record.reason}"))
-            else:
-                self._state.baselines[name] = record.phenotype
-                self._state.images += 0 if record.result is None else int(record.result["images"])
-        seconds = [record.seconds for record in records]
-        self._listener(promise(self._experiment, seconds, operations=len(self._space.graph.ops)))
+        """The presets in the form that each device executes; equal ones are evaluated once."""
+        plans: dict[str, Plan] = {}
+        for search in self._searches:
+            plans |= {plan_hash(plan): plan for plan in search.target.presets.values()}
+            for name, reason in search.target.refused.items():
+                self._listener(events.Noticed(f"No baseline {name}: {reason}"))
+        records = dict(zip(plans, await self._evaluations.of(list(plans.values()), split="selection"), strict=True))
+        for search in self._searches:
+            for name, plan in search.target.presets.items():
+                record = records[plan_hash(plan)]
+                if search.judged.take(plan, record) is None:
+                    self._listener(events.Noticed(f"The baseline {name} could not be evaluated: {record.reason}"))
+                else:
+                    search.baselines[name] = record.phenotype
+        done = [record for record in records.values() if record.result is not None]
+        self._spent.images += sum(int(record.result["images"]) for record in done if record.result is not None)
+        self._listener(
+            promise(
+                self._experiment,
+                [record.seconds for record in records.values()],
+                operations=len(self._bench.captured.graph.ops),
+                targets=len(self._searches),
+            )
+        )
 
-    async def _probe(self) -> ProbeTable | None:
+    async def _probe(self) -> None:
         """What each choice adds to the divergence, from the journal if an earlier session has measured it."""
         search = self._experiment.search
         if not search.sensitivity:
-            return None
-        self._listener(events.StageStarted("sensitivity", f"{len(self._space.groups)} groups"))
+            return
+        space = probe_space(self._experiment, [entry.target for entry in self._searches])
+        self._listener(events.StageStarted("sensitivity", f"{len(space.groups)} groups"))
         known = self._journal.kept(PROBES)
         if known is None:
-            table = await self._measured_probes()
+            stop = threading.Event()
+            try:
+                table = await asyncio.to_thread(
+                    probe_choices,
+                    self._bench.evaluator,
+                    space,
+                    images=search.sensitivity_images,
+                    formats=search.sensitivity_formats,
+                    workers=self._experiment.evaluation.parallel_evaluations,
+                    stop=stop,
+                )
+            except asyncio.CancelledError:
+                stop.set()
+                raise
             self._journal.keep(PROBES, table.to_dict())
         else:
             table = ProbeTable.from_dict(known)
         ratio = table.passes / max(table.full_passes, 1)
         self._listener(events.SensitivityProbed(table.probes, table.images, ratio, known is not None))
-        self._state.images += round(table.passes)
-        return table
+        self._spent.images += round(table.passes)
+        for entry in self._searches:
+            entry.probes = translated(table, space, entry.target.space)
 
-    async def _measured_probes(self) -> ProbeTable:
-        search, stop = self._experiment.search, threading.Event()
-        try:
-            return await asyncio.to_thread(
-                probe_choices,
-                self._bench.evaluator,
-                self._space,
-                images=search.sensitivity_images,
-                formats=search.sensitivity_formats,
-                workers=self._experiment.evaluation.parallel_evaluations,
-                stop=stop,
-            )
-        except asyncio.CancelledError:
-            stop.set()
-            raise
-
-    async def _search(self, factory: SearcherFactory) -> None:
-        search, main = self._experiment.search, self._main
-        structured, programmed = factory.seeds()
-        searcher = factory.searcher(search.algorithm, [*structured, *programmed])
-        limits = Termination(
-            evaluations=search.evaluations, minutes=search.minutes, patience=search.plateau_generations
-        )
+    async def _search(self) -> None:
+        first = self._searches[0].target.space
         self._listener(
-            events.SearchStarted(len(self._space.groups), self._space.size_log10, search.evaluations, self._resumed)
-        )
-
-        def on_batch(number: int) -> bool:
-            reports = getattr(searcher, "reports", ())
-            self._close_generation(number, reports[-1].rank_correlation if reports else None)
-            return not limits.reason(
-                evaluations=main.archive.evaluations,
-                seconds=self._seconds_before + self._session_seconds,
-                hypervolumes=[value for _, value in main.archive.history],
+            events.SearchStarted(
+                len(first.groups), first.size_log10, self._experiment.search.evaluations, self._resumed
             )
-
+        )
         counter = itertools.count(1)
-        await main.run(
-            searcher,
-            on_batch=on_batch,
-            on_record=lambda record, known: self._announce(record, next(counter), from_journal=known),
-        )
-        self._compare_what_is_known(programmed, 0 if factory.probes is None else round(factory.probes.passes))
 
-    def _compare_what_is_known(self, programmed: Sequence[Genes], probe_images: int) -> None:
-        """Comparisons that cost nothing: the presets, and the seeds of integer programming."""
-        keys = {"presets": (list(self._state.baselines.values()), 0)}
-        if programmed:
-            keys["seeds"] = ([self._space.phenotype_hash(genes) for genes in programmed], probe_images)
-        reference = self._main.archive.reference
-        assert reference is not None, "set by the first batch"
-        for name, (phenotypes, other_images) in keys.items():
-            self._state.comparisons.append(
-                known_comparison(
-                    name,
-                    phenotypes,
-                    judged=self._judged,
-                    experiment=self._experiment,
-                    reference=reference,
-                    images=self._selection_images,
-                    other_images=other_images,
-                )
-            )
+        def on_record(record: Record, is_known: bool) -> None:
+            self._announce(record, next(counter), from_journal=is_known)
 
-    async def _compare(self, factory: SearcherFactory) -> None:
-        """Searches to compare with, each for as many forward passes as the search and its probes have made."""
-        probes = 0 if factory.probes is None else round(factory.probes.passes)
-        reference = self._main.archive.reference
-        assert reference is not None, "set by the first batch"
-        for name in self._experiment.search.baselines:
-            self._listener(events.StageStarted("comparison", name))
-            self._state.comparisons.append(
-                await run_comparison(
-                    name,
-                    factory,
-                    evaluations=self._evaluations,
-                    judged=self._judged,
-                    reference=reference,
-                    images=self._selection_images,
-                    spent=self._main.images + probes,
-                )
-            )
+        active = list(self._searches)
+        while active:
+            for search in list(active):
+                answered = await search.step(on_record)
+                for other in self._searches:
+                    if answered and other is not search:
+                        other.exploration.offer(answered)
+                if answered:
+                    self._close_generation(search)
+                if not answered or search.limit_reached():
+                    active.remove(search)
+        for search in self._searches:
+            search.compare_what_is_known(self._selection_images)
 
     @property
     def _selection_images(self) -> int:
@@ -235,78 +205,68 @@ class Session:
             events.CandidateEvaluated(number, record.phenotype, shown, record.reason, record.seconds, from_journal)
         )
 
-    def _close_generation(self, generation: int, rank_correlation: float | None) -> None:
-        archive = self._main.archive
+    def _close_generation(self, search: TargetSearch) -> None:
+        archive = search.exploration.archive
         hypervolume = archive.record()
-        document = self._document("interrupted")
-        write_front(self._folder, document, draft=True)
-        budget = self._experiment.search.evaluations
-        new = max(1, archive.evaluations - self._resumed)
-        eta = self._session_seconds / new * (budget - archive.evaluations)
+        document = self._write(search, "interrupted", is_draft=True)
+        done = len(set().union(*(entry.exploration.seen for entry in self._searches)))
+        new = max(1, done - self._resumed)
+        eta = self._session_seconds / new * (self._experiment.search.evaluations - done)
         self._listener(
             events.GenerationFinished(
-                generation,
+                search.generation,
                 archive.evaluations,
                 len(archive.front),
                 hypervolume,
                 max(0.0, eta),
                 document.front,
-                rank_correlation,
+                search.rank_correlation,
+                document.device if len(self._searches) > 1 else "",
             )
         )
 
     async def _test(self) -> None:
-        document = self._document("interrupted")
-        chosen = spread(document, self._experiment.evaluation.test_points)
-        points = [*chosen, *document.baselines]
-        by_key = {plan_hash(point.plan): point for point in points}
+        """Judge members of every front and the baselines; each device has its share of the points to test."""
+        wanted = self._experiment.evaluation.test_points
+        share = None if wanted is None else -(-wanted // len(self._searches))
+        named: dict[str, tuple[str, Plan]] = {}
+        for search in self._searches:
+            document = self._document(search, "interrupted")
+            for point in (*spread(document, share), *document.baselines):
+                named.setdefault(plan_hash(point.plan), (point.id, point.plan))
 
         def on_record(record: Record, _from_journal: bool) -> None:
             if record.result is not None:
                 accuracy = Accuracy.from_dict(record.result)
-                self._state.tested[record.phenotype] = tested(accuracy)
-                self._listener(events.Tested(by_key[record.phenotype].id, accuracy.top1, accuracy.images))
+                self._spent.tested[record.phenotype] = tested(accuracy)
+                self._listener(events.Tested(named[record.phenotype][0], accuracy.top1, accuracy.images))
 
-        await self._evaluations.of([point.plan for point in points], split="test", on_record=on_record)
+        await self._evaluations.of([plan for _, plan in named.values()], split="test", on_record=on_record)
 
     @property
     def _session_seconds(self) -> float:
         return time.perf_counter() - self._started
 
-    def _document(self, status: str) -> FrontDocument:
-        state, archive, names = self._state, self._main.archive, self._experiment.objectives
-        members = archive.front or tuple(entry for entry in (archive.best_infeasible,) if entry is not None)
-        front = tuple(
-            self._point(f"p{number:02d}", plan_name(self._judged.plans[member.key], self._space.graph), member.key)
-            for number, member in enumerate(members, start=1)
-        )
-        baselines = tuple(self._point(name, name, key) for name, key in state.baselines.items())
-        chosen = knee_of(front, baselines, names)
-        reference = archive.reference
-        return FrontDocument(
-            model=self._space.graph.model,
-            device=self._costs.device.name,
-            status=status,
-            objectives=names,
-            front=front,
-            baselines=baselines,
-            knee=chosen,
-            hypervolume=0.0 if reference is None else archive.hypervolume,
-            reference_point={} if reference is None else dict(zip(names, reference.point, strict=True)),
-            hypervolume_history=archive.history,
-            evaluated=tuple(self._main.evaluated),
-            evaluations=archive.evaluations,
-            failures=archive.failures,
-            images_evaluated=state.images + self._main.images,
-            seconds=self._seconds_before + self._session_seconds,
-            verdict=verdict(front, baselines, names, chosen, reference, state.comparisons),
-            provenance=self._provenance,
-            comparisons=tuple(state.comparisons),
-        )
+    def _write(self, search: TargetSearch, status: str, *, is_draft: bool = False) -> FrontDocument:
+        document = self._document(search, status)
+        for folder in self._folders[self._searches.index(search)]:
+            write_front(folder, document, draft=is_draft)
+        return document
 
-    def _point(self, identifier: str, name: str, key: str) -> ParetoPoint:
-        judged = self._judged
-        return ParetoPoint(identifier, name, judged.values[key], judged.plans[key], self._state.tested.get(key))
+    def _document(self, search: TargetSearch, status: str) -> FrontDocument:
+        self._spent.seconds = self._seconds_before + self._session_seconds
+        images = self._spent.images + sum(entry.exploration.images for entry in self._searches)
+        return search.document(status, images=images)
+
+
+def shares(experiment: Experiment, targets: int) -> list[Experiment]:
+    """The experiment with the share of each of so many devices of its evaluations, at least one each."""
+    search = experiment.search
+    each, rest = divmod(search.evaluations, targets)
+    counts = [max(1, each + (index < rest)) for index in range(targets)]
+    return [
+        experiment.model_copy(update={"search": search.model_copy(update={"evaluations": count})}) for count in counts
+    ]
 
 
 def _seconds_before(folder: Path) -> float:

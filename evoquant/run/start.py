@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -16,19 +16,18 @@ from typing import Any
 
 from torch import nn
 
-from evoquant.config import Experiment, experiment_to_yaml, load_yaml, validate
+from evoquant.config import Experiment, experiment_to_yaml
 from evoquant.data import ImageBatchSource
-from evoquant.errors import ConfigurationError, RunError, UnknownNameError
+from evoquant.errors import ConfigurationError, RunError
 from evoquant.evaluate import Workbench, prepare
-from evoquant.hardware import CostModel, Device, LatencyModel, legaliser, load_device
-from evoquant.resources import folder
+from evoquant.hardware import Device
 from evoquant.run import events
 from evoquant.run.executors import Executor, ProcessExecutor, ThreadExecutor
 from evoquant.run.journal import Journal
-from evoquant.run.latency import open_latency_model
 from evoquant.run.session import Session
-from evoquant.space import SearchSpace, SpaceSpec, presets
-from evoquant.types import LayerQuantConfig, ModelGraph
+from evoquant.run.space import build_space
+from evoquant.run.targets import LATENCY_TABLE, Target, load_devices, open_target, target_folders
+from evoquant.space import SearchSpace
 from evoquant.types.front import FrontDocument
 
 PACKAGES = ("evoquant", "torch", "timm", "pymoo", "numpy")
@@ -52,7 +51,8 @@ async def run_experiment(
         listener: Told what happens.
 
     Returns:
-        The front; the run folder holds it too.
+        The front; of several devices that of the first one, with the others as ``other_targets``. The run folder holds
+        them too.
 
     Raises:
         RunError: If the folder belongs to another run, or cannot be written.
@@ -65,73 +65,54 @@ async def run_experiment(
         tell(events.StageStarted(stage, detail))
 
     bench = await asyncio.to_thread(prepare, experiment, model=model, images=images, notify=notify)
-    device = load_device(experiment.target.device[0])
-    space = build_space(experiment, bench.captured.graph, device)
-    with _journal(run_folder, _identity(bench, space, device)) as journal:
-        notify("latency", f"{experiment.target.latency} on {device.name}")
-        latency = await asyncio.to_thread(_latency_model, experiment, device, space, run_folder)
-        costs = CostModel(bench.captured.graph, device, latency)
-        kind = "measured" if experiment.target.latency == "measured" else "predicted"
-        provenance = _provenance(experiment, bench, device, kind)
-        _write_once(run_folder / "config.yaml", experiment_to_yaml(experiment))
-        _write_once(run_folder / "manifest.json", json.dumps(provenance, indent=1) + "\n")
+    devices = load_devices(experiment)
+    spaces = [build_space(experiment, bench.captured.graph, device) for device in devices.values()]
+    folders = target_folders(run_folder, devices)
+    with _journal(run_folder, _identity(bench, spaces, list(devices.values()))) as journal:
+        targets = [
+            await asyncio.to_thread(
+                open_target,
+                experiment,
+                name,
+                device,
+                space,
+                classes=bench.classes,
+                kept=own[0] / LATENCY_TABLE,
+                notify=lambda told: notify("latency", told),
+            )
+            for (name, device), space, own in zip(devices.items(), spaces, folders, strict=True)
+        ]
+        provenances = [_provenance(experiment, bench, target) for target in targets]
+        for target, own, provenance in zip(targets, folders, provenances, strict=True):
+            for place in own:
+                settings = experiment if place == run_folder else _alone(experiment, target)
+                _write_once(place / "config.yaml", experiment_to_yaml(settings))
+                _write_once(place / "manifest.json", json.dumps(provenance, indent=1) + "\n")
         executor = _executor(bench, is_named=model is None and images is None)
         try:
             session = Session(
                 bench,
-                space,
-                costs,
-                folder=run_folder,
+                targets,
+                folders=folders,
                 executor=executor,
                 journal=journal,
                 listener=tell,
-                provenance=provenance,
+                provenances=provenances,
             )
             return await session.run()
         finally:
             executor.close()
 
 
-def build_space(experiment: Experiment, graph: ModelGraph, device: Device) -> SearchSpace:
-    """The search space of an experiment on a device.
-
-    Raises:
-        UnknownNameError: If no shipped space has that name.
-        ConfigurationError: If the space is malformed or leaves a group without a legal choice.
-    """
-    return SearchSpace.build(read_space(experiment.space), graph, legal=legaliser(device))
-
-
-def read_space(source: str | Mapping[str, Any]) -> SpaceSpec:
-    """A search space by the name of a shipped file, by path, or as a mapping."""
-    if not isinstance(source, str):
-        return validate(SpaceSpec, source)
-    if "/" in source or source.endswith((".yaml", ".yml")):
-        return validate(SpaceSpec, load_yaml(source))
-    shipped = {path.stem: path for path in folder("search_spaces").glob("*.yaml")}
-    if source not in shipped:
-        raise UnknownNameError("search space", source, shipped)
-    return validate(SpaceSpec, load_yaml(shipped[source]))
+def _alone(experiment: Experiment, target: Target) -> Experiment:
+    """The experiment for one of its devices, as commands need it that look at a single front."""
+    spec, table = experiment.target, experiment.target.table_of(target.name)
+    changes = {"device": (target.name,), "latency": target.latency.name, "latency_table": table}
+    return experiment.model_copy(update={"target": spec.model_copy(update=changes)})
 
 
 def _ignore(_event: events.Event) -> None:
     """Nobody listens."""
-
-
-def _latency_model(experiment: Experiment, device: Device, space: SearchSpace, run_folder: Path) -> LatencyModel:
-    """The latency model; what was measured is kept with the run, so that a resumed run sees the same times."""
-    return open_latency_model(
-        experiment.target, device, space.graph, reachable(space), kept=run_folder / "latency_table.json"
-    )
-
-
-def reachable(space: SearchSpace) -> dict[str, set[LayerQuantConfig]]:
-    """For each operation, the precisions that the space and the baselines give it."""
-    found = {name: set(configs) for name, configs in space.reachable().items()}
-    for plan in presets(space.graph).values():
-        for name, config in plan.items():
-            found[name].add(config)
-    return found
 
 
 def _executor(bench: Workbench, *, is_named: bool) -> Executor:
@@ -159,16 +140,17 @@ def _journal(run_folder: Path, identity: Mapping[str, str]) -> Iterator[Journal]
         yield journal
 
 
-def _identity(bench: Workbench, space: SearchSpace, device: Device) -> dict[str, str]:
-    axes = [(group.name, repr(table.axes)) for group, table in zip(space.groups, space.tables, strict=True)]
-    return {
-        **bench.identity,
-        "space": hashlib.sha256(json.dumps(axes).encode()).hexdigest(),
-        "device": hashlib.sha256(device.model_dump_json().encode()).hexdigest(),
-    }
+def _identity(bench: Workbench, spaces: Sequence[SearchSpace], devices: Sequence[Device]) -> dict[str, str]:
+    found = dict(bench.identity)
+    for index, (space, device) in enumerate(zip(spaces, devices, strict=True)):
+        axes = [(group.name, repr(table.axes)) for group, table in zip(space.groups, space.tables, strict=True)]
+        suffix = f" {device.name}" if index else ""
+        found[f"space{suffix}"] = hashlib.sha256(json.dumps(axes).encode()).hexdigest()
+        found[f"device{suffix}"] = hashlib.sha256(device.model_dump_json().encode()).hexdigest()
+    return found
 
 
-def _provenance(experiment: Experiment, bench: Workbench, device: Device, latency_kind: str) -> dict[str, Any]:
+def _provenance(experiment: Experiment, bench: Workbench, target: Target) -> dict[str, Any]:
     norms = bench.captured.batch_norms
     return {
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
@@ -176,9 +158,10 @@ def _provenance(experiment: Experiment, bench: Workbench, device: Device, latenc
         "command": " ".join(sys.argv),
         "seed": experiment.search.seed,
         "hashes": dict(bench.identity),
-        "device": device.name,
+        "device": target.device.name,
         "quantized": "both operands of every convolution, linear layer and attention matmul; all else stays float",
-        "latency_kind": latency_kind,
+        "latency_kind": target.latency.kind,
+        "latency": target.latency.told,
         "batch_norms": {"folded": norms.folded, "remaining": list(norms.remaining)},
         "preparation": json.loads(json.dumps(bench.preparation.to_dict())),
     }
@@ -189,6 +172,7 @@ def _write_once(path: Path, text: str) -> None:
     if path.exists():
         return
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     except OSError as error:
         raise RunError(f"Cannot write {path}: {error}.") from error

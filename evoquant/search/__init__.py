@@ -17,7 +17,7 @@ from evoquant.search.operators import (
     random_genomes,
 )
 from evoquant.search.registry import SEARCHERS
-from evoquant.search.searcher import Candidate, Searcher
+from evoquant.search.searcher import Candidate, Learner, Searcher
 from evoquant.search.selection import knee, query, ranking
 from evoquant.search.surrogate import GeneFeatures, Surrogate, rank_correlation
 from evoquant.search.termination import Termination
@@ -31,6 +31,7 @@ __all__ = [
     "GeneFeatures",
     "GenomeDomain",
     "GreedySearch",
+    "Learner",
     "Nsga2Search",
     "ParetoArchive",
     "RandomSearch",

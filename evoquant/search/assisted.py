@@ -18,7 +18,7 @@ from evoquant.search.hypervolume import ReferencePoint
 from evoquant.search.nsga2 import Nsga2Search
 from evoquant.search.operators import Variation, VariationRates, stacked
 from evoquant.search.registry import SEARCHERS
-from evoquant.search.searcher import Candidate, Ledger, checked_answers
+from evoquant.search.searcher import Answers, Candidate, Ledger, checked_answers
 from evoquant.search.surrogate import GeneFeatures, Prediction, Scale, Surrogate, rank_correlation
 
 KnownObjectives: TypeAlias = Callable[[Genes], Floats]
@@ -155,10 +155,7 @@ class SurrogateSearch:
         waiting = len(self._ledger.pending or ())
         answers = checked_answers(objectives, violations, candidates=waiting, n_objectives=self._objectives.shape[1])
         batch = self._ledger.close()
-        self._genomes = np.vstack([self._genomes, [candidate.genes for candidate in batch]])
-        self._objectives = np.vstack([self._objectives, answers.objectives])
-        self._violation = np.concatenate([self._violation, answers.violation])
-        self._margin = np.concatenate([self._margin, answers.margin])
+        self._keep(np.array([candidate.genes for candidate in batch]), answers)
         if self._reference is None and not answers.failed.all():
             self._reference = ReferencePoint.derive(answers.objectives[~answers.failed], limits=self._limits)
         correlation = None
@@ -167,6 +164,19 @@ class SurrogateSearch:
             self._pairs += zip(self._expected[usable].tolist(), answers.objectives[usable, 0].tolist(), strict=True)
             correlation = self._recent_correlation()
         self._reports.append(SurrogateReport(len(self._reports), len(self._genomes), correlation, self._exploration))
+
+    def learn(self, genomes: Genes, objectives: ArrayLike, violations: ArrayLike | None = None) -> None:
+        """Fit later models to what others have evaluated, too; see ``Learner.learn``.
+
+        Raises:
+            RunError: If a batch waits for its answers, or the shapes do not fit.
+        """
+        self._ledger.require_answered()
+        answers = checked_answers(
+            objectives, violations, candidates=len(genomes), n_objectives=self._objectives.shape[1]
+        )
+        self._ledger.evaluated_elsewhere.update(self._domain.phenotype(genes) for genes in genomes)
+        self._keep(genomes, answers)
 
     def _recent_correlation(self) -> float:
         recent = np.array(self._pairs[-_RECENT:]).reshape(-1, 2)
@@ -225,6 +235,12 @@ class SurrogateSearch:
         fronts = NonDominatedSorting().do(predicted[new], n_stop_if_ranked=_POOL)
         ranked = np.concatenate(fronts)[:_POOL]
         return np.asarray(genomes[np.array(new)[ranked]], dtype=np.int64)
+
+    def _keep(self, genomes: Genes, answers: Answers) -> None:
+        self._genomes = np.vstack([self._genomes, genomes])
+        self._objectives = np.vstack([self._objectives, answers.objectives])
+        self._violation = np.concatenate([self._violation, answers.violation])
+        self._margin = np.concatenate([self._margin, answers.margin])
 
     def _front(self) -> Genes:
         """Genomes of the present front; of the least violated ones while nothing is feasible."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -57,6 +57,23 @@ class Searcher(Protocol):
 
         Raises:
             RunError: If no batch is waiting, or the shapes do not fit it.
+        """
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """A searcher that can also learn from candidates that others have evaluated."""
+
+    def learn(self, genomes: Genes, objectives: ArrayLike, violations: ArrayLike | None = None) -> None:
+        """Take evaluated genomes in: they cost nothing of the budget and are not proposed from now on.
+
+        Args:
+            genomes: Repaired genomes of shape (candidates, genes).
+            objectives: As in ``Searcher.tell``.
+            violations: As in ``Searcher.tell``.
+
+        Raises:
+            RunError: If a batch waits for its answers, or the shapes do not fit.
         """
 
 
@@ -119,6 +136,7 @@ class Ledger:
             raise ConfigurationError(f"evaluations must be at least 1, but got {evaluations}.")
         self.domain = domain
         self.keys: set[str] = set()
+        self.evaluated_elsewhere: set[str] = set()
         self.pending: list[Candidate] | None = None
         self._evaluations = evaluations
 
@@ -156,7 +174,7 @@ class Ledger:
     def is_new(self, genes: Genes, also_taken: set[str]) -> bool:
         """Whether this phenotype was never proposed and is not among ``also_taken``, to which it is then added."""
         key = self.domain.phenotype(genes)
-        if key in self.keys or key in also_taken:
+        if key in self.keys or key in self.evaluated_elsewhere or key in also_taken:
             return False
         also_taken.add(key)
         return True

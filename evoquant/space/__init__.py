@@ -4,7 +4,7 @@ from evoquant.config.choices import CalibrationChoice, GranularityChoice, Scheme
 from evoquant.config.space import SpaceSpec
 from evoquant.space.axes import N_AXES, Axis, GroupAxes
 from evoquant.space.genome import FitnessWeights, QuantizationGenome
-from evoquant.space.group_table import GroupChoices, Legal
+from evoquant.space.group_table import NO_EFFECT, GroupChoices, GroupTable, Legal
 from evoquant.space.legality import canonical, refusal
 from evoquant.space.plan import Plan, plan_hash
 from evoquant.space.presets import (
@@ -19,6 +19,7 @@ from evoquant.space.seeds import sensitivity_seeds, structured_seeds
 from evoquant.space.space import Genes, SearchSpace
 
 __all__ = [
+    "NO_EFFECT",
     "N_AXES",
     "PRESET_NAMES",
     "UNIFORM_PRESETS",
@@ -29,6 +30,7 @@ __all__ = [
     "GranularityChoice",
     "GroupAxes",
     "GroupChoices",
+    "GroupTable",
     "Legal",
     "Plan",
     "QuantizationGenome",

@@ -21,6 +21,9 @@ from evoquant.types import Group, LayerQuantConfig, Op
 Legal: TypeAlias = Callable[[Op, LayerQuantConfig], LayerQuantConfig | str]
 """What a target executes when asked for a precision of an operation, or the reason why it refuses."""
 
+NO_EFFECT = "has no effect here"
+"""Why a value is barred that means the same as another one."""
+
 Configs: TypeAlias = tuple[LayerQuantConfig, ...]
 
 
@@ -205,7 +208,7 @@ def _why_barred(table: GroupTable, axis: Axis, index: int) -> str:
     refused = [row for row in rows.tolist() if row in table.reasons]
     own = [row for row in refused if curable[row]]
     if not own and len(refused) < len(rows):
-        return "has no effect here"
+        return NO_EFFECT
     return Counter(table.reasons[row] for row in own or refused).most_common(1)[0][0]
 
 

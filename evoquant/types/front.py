@@ -131,13 +131,16 @@ class FrontDocument:
         reference_point: Upper corner of that box, by objective; empty before the first generation.
         hypervolume_history: (evaluations, hypervolume) after every generation.
         evaluated: The objectives of every evaluated candidate, dominated ones included, in order of evaluation.
-        evaluations: Number of evaluated candidates, failed ones included.
+        evaluations: Number of evaluated candidates, failed ones included; of a run for several devices those that this
+            one executes.
         failures: Number of failed ones.
-        images_evaluated: Forward passes of one image that the baselines, the probes of sensitivity and the search made.
+        images_evaluated: Forward passes of one image that the baselines, the probes of sensitivity and the search made,
+            for all devices of the run together.
         seconds: Time the search took, that of earlier sessions of this run included.
         verdict: What the search gained over the best baseline, in one sentence.
         provenance: Versions, machine, hashes, seed, command.
         comparisons: What the baselines reach: free ones in every run, others where they were asked for.
+        other_targets: Fronts of the other devices of the run; not part of ``to_dict``, they have files of their own.
     """
 
     model: str
@@ -158,6 +161,7 @@ class FrontDocument:
     verdict: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
     comparisons: tuple[Comparison, ...] = ()
+    other_targets: tuple[FrontDocument, ...] = ()
 
     def point(self, name: str) -> ParetoPoint:
         """A member of the front or a baseline by its id; ``knee`` is the knee.

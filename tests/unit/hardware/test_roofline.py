@@ -121,6 +121,15 @@ def test_a_float_operation_between_costs_a_conversion_and_an_activation_function
         assert passes(b.build(), a=w8, b=w8) == expected
 
 
+def test_a_function_on_floating_point_results_costs_its_arithmetic_alone(builder):
+    b = builder((64, 64))
+    b.linear("b", b.node("silu", b.linear("a", "image", 64)), 64)
+    graph, device = b.build(), DEVICES["host_cpu"]
+    found = Roofline(device, threads=1).latency(graph, uniform(graph))
+    rate = device.types["fp32"].peak_gmacs_per_s * device.utilisation_fraction["elementwise"].value
+    assert found.float_ops_ms == pytest.approx(64 * 64 / rate * 1e-6)
+
+
 def test_fused_operations_cost_nothing(builder):
     def float_ms(kind, name):
         b = builder((8, 8))

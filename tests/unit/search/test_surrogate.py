@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from evoquant.errors import RunError
 from evoquant.search import (
     AdditiveModel,
     Evaluated,
@@ -213,6 +214,25 @@ def test_two_percent_of_the_evaluations_find_the_front_of_an_enumerated_space(ne
     assert recall >= 0.5
     assert search.reports[-1].rank_correlation > 0.9
     assert search.reports[-1].evaluations == 82
+
+
+def test_what_others_have_evaluated_is_learnt_and_not_proposed_again(network):
+    settings = {"n_objectives": 2, "seed": 0, "population_size": 6, "evaluations": 30, "inner_generations": 5}
+    search = SurrogateSearch(network.domain, seeds=list(uniform_seeds(GROUPS)), **settings)
+    batch = search.ask()
+    with pytest.raises(RunError, match="candidates wait for their answers"):
+        search.learn(np.zeros((1, GROUPS), dtype=np.int64), [[1.0, 1.0]])
+    search.tell(network.objectives(np.array([candidate.genes for candidate in batch])))
+    foreign = np.random.default_rng(7).integers(0, len(BITS), (40, GROUPS))
+    search.learn(foreign, network.objectives(foreign))
+    known = {network.domain.phenotype(genes) for genes in foreign}
+    proposed = len(batch)
+    while batch := search.ask():
+        assert not known & {candidate.key for candidate in batch}
+        proposed += len(batch)
+        search.tell(network.objectives(np.array([candidate.genes for candidate in batch])))
+    assert proposed == 30
+    assert search.reports[1].evaluations > 46
 
 
 def test_it_beats_the_others_at_equal_cost():
