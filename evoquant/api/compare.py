@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,39 +13,142 @@ from torch import nn
 from evoquant.api.evolution import as_experiment
 from evoquant.config import Experiment
 from evoquant.data import ImageBatchSource
-from evoquant.evaluate import prepare
+from evoquant.errors import UnknownNameError
+from evoquant.evaluate import Plan, Workbench, prepare
+from evoquant.evaluate.fit_finalist import fit_finalist
+from evoquant.evaluate.methods import METHODS, PRECISIONS, Method, find_method
+from evoquant.evaluate.workbench import load_model, load_splits, transform_of
 from evoquant.run.judge import judge
 from evoquant.run.plans import read_plan
-from evoquant.space import PRESET_NAMES
+
+Split = Literal["selection", "test"]
+OnMethod = Callable[[str], None]
+"""Told the name of each method when it begins."""
 
 
 def compare_quantization_methods(
     experiment: Experiment | Mapping[str, Any] | str | Path,
     *,
-    plans: Sequence[str] = PRESET_NAMES,
-    split: Literal["selection", "test"] = "test",
+    methods: Sequence[str | Method] = tuple(METHODS),
+    precisions: Sequence[str] = PRECISIONS,
+    plans: Sequence[str] = (),
+    split: Split = "test",
     model: nn.Module | None = None,
     images: Mapping[str, ImageBatchSource] | None = None,
+    on_method: OnMethod | None = None,
 ) -> list[dict[str, Any]]:
-    """Judge several plans on the same images.
+    """Judge several methods on the same images.
 
     Args:
         experiment: Model, images and device; see ``run_evolution``.
-        plans: Presets, plan files, or points of runs (``RUN_DIR#knee``).
+        methods: Names of ``evoquant.evaluate.methods.METHODS``, or methods of your own; ``erq`` and ``learned`` fit
+            weights to a whole plan and take minutes.
+        precisions: For methods that exist at each precision: ``w8a8``, ``w6a6``, ``w4a8``, ``w4a4``.
+        plans: Besides, plan files or points of runs (``RUN_DIR#knee``), judged with the full stack.
         split: The image set to judge on.
         model: Used instead of the model that the experiment names.
         images: Used instead of its image sets.
+        on_method: Told of each method.
 
     Returns:
-        For each plan its ``name``, ``seconds``, and the figures of ``evoquant evaluate``.
+        For each ``name``, ``method``, ``precision``, ``seconds`` (making and judging it), ``preparation_seconds``
+        (of everything that it shares with others), ``fit`` (what fitting brought, or None) and the figures of
+        ``evoquant evaluate``.
 
     Raises:
         EvoQuantError: What is wrong, and what to do.
     """
-    bench = prepare(as_experiment(experiment), model=model, images=images)
-    methods = []
-    for name in plans:
+    chosen = [find_method(method) if isinstance(method, str) else method for method in methods]
+    for name in precisions:
+        if name not in PRECISIONS:
+            raise UnknownNameError("precision", name, PRECISIONS)
+    benches = _Benches(as_experiment(experiment), model, images)
+    tell = on_method or _ignore
+    rows = [row for method in chosen for row in _rows(method, benches, precisions, split, tell)]
+    full = METHODS["full"]
+    for source in plans:
+        tell(source)
+        bench = benches.of(full)
+        plan = read_plan(source, bench.captured.graph, bench.classes)
+        rows.append(
+            {
+                "name": source,
+                "method": "plan",
+                "precision": None,
+                "preparation_seconds": benches.seconds(full),
+                **judged_plan(bench, plan, split),
+            }
+        )
+    return rows
+
+
+def _ignore(_name: str) -> None:
+    """Nobody listens."""
+
+
+class _Benches:
+    """Prepared models, one for each set of settings, over the same images."""
+
+    def __init__(
+        self, experiment: Experiment, model: nn.Module | None, images: Mapping[str, ImageBatchSource] | None
+    ) -> None:
+        self._experiment = experiment
+        self._model = load_model(experiment) if model is None else model
+        self._images = images or load_splits(experiment, transform_of(self._model, experiment))
+        self._made: list[tuple[Experiment, Workbench, float]] = []
+
+    def of(self, method: Method) -> Workbench:
+        """The one with the settings of a method."""
+        return self._entry(method)[1]
+
+    def seconds(self, method: Method) -> float:
+        """What preparing it took."""
+        return self._entry(method)[2]
+
+    def _entry(self, method: Method) -> tuple[Experiment, Workbench, float]:
+        wanted = method.applied(self._experiment)
+        for entry in self._made:
+            if entry[0] == wanted:
+                return entry
         started = time.perf_counter()
-        judged = judge(bench, read_plan(name, bench.captured.graph, bench.classes), split)
-        methods.append({"name": name, "seconds": time.perf_counter() - started, **judged})
-    return methods
+        bench = prepare(wanted, model=self._model, images=self._images)
+        self._made.append((wanted, bench, time.perf_counter() - started))
+        return self._made[-1]
+
+
+def _rows(
+    method: Method, benches: _Benches, precisions: Sequence[str], split: Split, tell: OnMethod
+) -> Iterator[dict[str, Any]]:
+    for precision in precisions if method.is_free else (None,):
+        name = method.name if precision is None else f"{method.name} {precision}"
+        tell(name)
+        started = time.perf_counter()
+        plan = method.make_plan(benches.of(method), precision or "")
+        row = judged_plan(benches.of(method), plan, split, is_fitted=method.is_fitted)
+        row["seconds"] = time.perf_counter() - started
+        yield {
+            "name": name,
+            "method": method.name,
+            "precision": precision,
+            "preparation_seconds": benches.seconds(method),
+            **row,
+        }
+
+
+def judged_plan(bench: Workbench, plan: Plan, split: Split, *, is_fitted: bool = False) -> dict[str, Any]:
+    """The figures of one plan.
+
+    Args:
+        bench: Model and images.
+        plan: Precision of every operation.
+        split: The image set to judge on.
+        is_fitted: Whether the weights are fitted to the plan first.
+    """
+    started = time.perf_counter()
+    report = None
+    if is_fitted:
+        finalist, report = fit_finalist(bench, plan)
+        bench = replace(bench, evaluator=bench.evaluator.with_weights(plan, finalist.weights))
+    figures = judge(bench, plan, split)
+    fit = None if report is None else report.to_dict()
+    return {"seconds": time.perf_counter() - started, "fit": fit, **figures}

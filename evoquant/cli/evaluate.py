@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,14 +10,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from evoquant.api.compare import compare_quantization_methods, judged_plan
 from evoquant.cli.options import AsJson, ExperimentFile
 from evoquant.cli.output import STATUS, show
 from evoquant.config import Experiment, ImageSet, load_experiment
 from evoquant.errors import ConfigurationError
 from evoquant.evaluate import prepare
-from evoquant.run.judge import judge
+from evoquant.evaluate.methods import CHEAP_METHODS, METHODS, PRECISIONS
 from evoquant.run.plans import read_plan
-from evoquant.space import PRESET_NAMES
 
 Split = Literal["selection", "test"]
 
@@ -29,30 +28,48 @@ def evaluate(
     split: Annotated[Split, typer.Option(help="Image set to judge on.")] = "test",
     images: Annotated[Path | None, typer.Option(help="Other images of the same task.", show_default=False)] = None,
     labels: Annotated[Path | None, typer.Option(help="Their labels (CSV: file,label).", show_default=False)] = None,
+    fitted: Annotated[bool, typer.Option("--fitted", help="Fit the weights to the plan first, for minutes.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Judge one plan: accuracy with its interval, latency, energy and memory."""
     settings = _with_images(load_experiment(experiment), split, images, labels)
     bench = prepare(settings)
     chosen = read_plan(plan, bench.captured.graph, bench.classes)
-    show({"plan": plan, "split": split, **judge(bench, chosen, split)}, as_json=as_json, text=_show_one)
+    figures = judged_plan(bench, chosen, split, is_fitted=fitted)
+    show({"plan": plan, "split": split, **figures}, as_json=as_json, text=_show_one)
 
 
 def compare(
     experiment: ExperimentFile,
     split: Annotated[Split, typer.Option(help="Image set to judge on.")] = "test",
-    run: Annotated[str | None, typer.Option(help="Add a point of a run: RUN_DIR#POINT.", show_default=False)] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Only this one; repeat for more. One of {', '.join(METHODS)}.", show_default=False),
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Only this one; repeat for more. One of {', '.join(PRECISIONS)}.", show_default=False),
+    ] = None,
+    fitted: Annotated[bool, typer.Option("--fitted", help="Add the methods that fit weights for minutes.")] = False,
+    run: Annotated[
+        str | None,
+        typer.Option(help="Point of a run: RUN_DIR#POINT. Default: the knee, if there is a run.", show_default=False),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge the known methods on the same images."""
-    bench = prepare(load_experiment(experiment))
-    methods = []
-    for name in (*PRESET_NAMES, *([run] if run else [])):
-        STATUS.print(name, markup=False)
-        started = time.perf_counter()
-        judged = judge(bench, read_plan(name, bench.captured.graph, bench.classes), split)
-        methods.append({"name": name, "seconds": time.perf_counter() - started, **judged})
-    show({"model": bench.captured.graph.model, "split": split, "methods": methods}, as_json=as_json, text=_show_many)
+    """Judge the known methods, and what was evolved, on the same images."""
+    settings = load_experiment(experiment)
+    known = settings.output.dir / settings.name
+    has_run = (known / "pareto.json").is_file()
+    methods = compare_quantization_methods(
+        settings,
+        methods=method or (tuple(METHODS) if fitted else CHEAP_METHODS),
+        precisions=precision or PRECISIONS,
+        plans=[run] if run else [f"{known}#knee"] if has_run else [],
+        split=split,
+        on_method=lambda name: STATUS.print(name, markup=False),
+    )
+    show({"model": settings.model.name, "split": split, "methods": methods}, as_json=as_json, text=_show_many)
 
 
 def _with_images(settings: Experiment, split: Split, images: Path | None, labels: Path | None) -> Experiment:
@@ -72,12 +89,14 @@ def _show_one(console: Console, document: Mapping[str, Any]) -> None:
         {"model": document["plan"], "split": document["split"], "methods": [{"name": document["plan"], **document}]},
     )
     console.print(f"Latency is {document['latency_kind']} on {document['device']}, batch size 1.")
+    if document["fit"] is not None:
+        console.print(f"Weights: {document['fit']['kept']}, after {document['seconds']:.0f} s.")
 
 
 def _show_many(console: Console, document: Mapping[str, Any]) -> None:
     methods = document["methods"]
     table = Table(title=f"{document['model']}: {methods[0]['images']} {document['split']} images")
-    for name in ("method", "top-1 (95 %)", "drop pp", "KL", "ms", "mJ", "size MB"):
+    for name in ("method", "top-1 (95 %)", "drop pp", "KL", "ms", "mJ", "size MB", "s"):
         table.add_column(name, justify="left" if name == "method" else "right")
     for entry in methods:
         low, high = entry["top1_ci95"]
@@ -89,5 +108,6 @@ def _show_many(console: Console, document: Mapping[str, Any]) -> None:
             f"{entry['latency_ms']:.3f}",
             f"{entry['energy_mj']:.3f}",
             f"{entry['model_size_bytes'] / 1e6:.3f}",
+            f"{entry['seconds']:.0f}",
         )
     console.print(table)

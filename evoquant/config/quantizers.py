@@ -9,6 +9,24 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 Dampings = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 
 
+class RoundingSpec(BaseModel):
+    """How the rounding of a finalist is learned, block by block, once its weights are fitted one after the other.
+
+    Attributes:
+        iterations: Steps of each block; 0 leaves learning out.
+        code_rate: Rate of the codes, in steps of the quantizer.
+        bias_rate: Rate of the biases, as a share of the root mean square of the operation's output.
+        seed: Of the order of the images.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    iterations: NonNegativeInt = 100
+    code_rate: PositiveFloat = 0.01
+    bias_rate: PositiveFloat = 0.001
+    seed: int = 0
+
+
 class CompensationSpec(BaseModel):
     """How the error of rounding weights is made good. Each step is kept only where held-out images confirm it.
 
@@ -20,6 +38,7 @@ class CompensationSpec(BaseModel):
         refinement_sweeps: Passes over all inputs that revise rounding decisions.
         ridges: For finalists: penalties to choose from when weights also make good what quantized inputs lack, as
             shares of the mean variance of the inputs. Empty leaves that out.
+        rounding: For finalists: how the rounding of whole blocks is learned.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,26 +48,9 @@ class CompensationSpec(BaseModel):
     dampings: Dampings = (0.01, 0.1, 1.0)
     refinement_sweeps: NonNegativeInt = 1
     ridges: tuple[PositiveFloat, ...] = (0.001, 0.01, 0.1, 1.0)
+    rounding: RoundingSpec = RoundingSpec()
 
     @property
     def is_active(self) -> bool:
         """Whether anything but rounding to the nearest is asked for."""
         return self.weight_compensation != "none" or self.bias_correction
-
-
-class RoundingSpec(BaseModel):
-    """How the rounding of a finalist is learned, block by block.
-
-    Attributes:
-        iterations: Steps of each block; 0 leaves learning out.
-        code_rate: Rate of the codes, in steps of the quantizer.
-        bias_rate: Rate of the biases, as a share of the root mean square of the operation's output.
-        seed: Of the order of the images.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    iterations: NonNegativeInt = 200
-    code_rate: PositiveFloat = 0.01
-    bias_rate: PositiveFloat = 0.001
-    seed: int = 0

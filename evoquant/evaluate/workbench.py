@@ -191,7 +191,11 @@ def prepared(
         DataError: If there are too few images.
     """
     settings = experiment.preparation
-    rules = [settings.model_dump(mode="json"), experiment.compensation.model_dump(mode="json")]
+    of_finalists = {"ridges", "rounding"}
+    rules = [
+        settings.model_dump(mode="json"),
+        experiment.compensation.model_dump(mode="json", exclude=of_finalists),
+    ]
     what = [PREPARATION_VERSION, hash_program(captured), images.content_hash, *rules]
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()
     batches = list(images.batches(experiment.evaluation.batch_size))

@@ -1,0 +1,216 @@
+"""Learned rounding: codes and biases of a block, moved by the gradient of the error of the block's output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from evoquant.calibrate.compensate import QuantizedWeight
+from evoquant.calibrate.segment import Segment, relative_error, straight_through
+from evoquant.config.quantizers import RoundingSpec
+from evoquant.quant import QuantParams
+from evoquant.types import Op
+
+Quantizers = Mapping[tuple[str, int], Callable[[Tensor], Tensor] | None]
+"""Quantizers of activation operands by operation and index."""
+
+STEPS_FROM_ROUNDING = 0.4
+"""Latent codes start at the float weight, but no farther from their code than this, so no code changes at first."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockImages:
+    """What a block gets and should give, in pieces of images.
+
+    Attributes:
+        inputs: Its input in the quantized network.
+        targets: Its output in the floating-point network.
+        known: For each piece, values of earlier nodes that are no tensors of the image.
+        is_held_out: Which pieces judge and are not fitted to.
+    """
+
+    inputs: Sequence[Tensor]
+    targets: Sequence[Tensor]
+    known: Sequence[Mapping[fx.Node, Any]]
+    is_held_out: Sequence[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedBlock:
+    """The outcome of learning one block.
+
+    Attributes:
+        weights: New weights by operation; empty where nothing was gained.
+        before: Relative square error of the block's output on the held-out images with the old weights.
+        after: The same with the new ones.
+    """
+
+    weights: Mapping[str, QuantizedWeight]
+    before: float
+    after: float
+
+
+class _Learning:
+    """Latent codes and bias of one weight; the scales stay as they are."""
+
+    def __init__(self, original: Tensor, stored: QuantizedWeight, bias: Tensor | None) -> None:
+        self.stored = stored
+        params = stored.params
+        self.is_learned = params.codebook is None
+        self.scale, shift = (
+            _by_element(params.scale, params, original),
+            _by_element(params.zero_point, params, original),
+        )
+        self.lower, self.upper = params.q_min - shift, params.q_max - shift
+        codes = stored.weight / self.scale
+        distance = (original / self.scale - codes).clamp(-STEPS_FROM_ROUNDING, STEPS_FROM_ROUNDING)
+        self.latent = (codes + distance).clone().requires_grad_(self.is_learned)
+        start = stored.bias if stored.bias is not None else bias
+        self.start = torch.zeros(original.shape[0]) if start is None else start
+        self.bias_steps = torch.zeros_like(self.start, requires_grad=True)
+        self.bias_unit: float | None = None
+
+    def weight(self) -> Tensor:
+        """The quantized weight; its gradient goes to the latent codes."""
+        if not self.is_learned:
+            return self.stored.weight
+        rounded = torch.minimum(torch.maximum(self.latent.detach().round(), self.lower), self.upper)
+        return (self.latent + (rounded - self.latent.detach())) * self.scale
+
+    def bias(self) -> Tensor:
+        """The bias; its gradient goes to its steps."""
+        return self.start + self.bias_steps * (self.bias_unit or 0.0)
+
+    def result(self) -> QuantizedWeight:
+        """What was learned, as values."""
+        with torch.no_grad():
+            weight = self.weight().clone() if self.is_learned else self.stored.weight
+            steps = (*self.stored.steps, "learned")
+            return replace(self.stored, weight=weight, bias=self.bias().clone(), steps=steps)
+
+
+def _by_element(values: Tensor, params: QuantParams, weight: Tensor) -> Tensor:
+    """Scales or zero points in a shape that broadcasts to the weight."""
+    if params.group_size is not None:
+        return values.repeat_interleave(params.group_size, dim=1).reshape(weight.shape)
+    return values.reshape(-1, *[1] * (weight.ndim - 1)) if params.axis is not None else values
+
+
+def learn_rounding(
+    segment: Segment,
+    images: BlockImages,
+    originals: Mapping[str, tuple[Tensor, Tensor | None]],
+    weights: Mapping[str, QuantizedWeight],
+    quantizers: Quantizers,
+    settings: RoundingSpec,
+) -> LearnedBlock:
+    """Learn the codes and biases of a block.
+
+    The square error of the block's output falls by Adam, with rounding passed straight through, over the pieces of
+    images in turn; the rate falls to zero along a cosine. What was learned stays if it helps on the held-out pieces.
+
+    Args:
+        segment: The block.
+        images: What it gets and should give.
+        originals: Float weights and biases.
+        weights: Quantized weights to start from.
+        quantizers: Of the activations.
+        settings: Iterations and rates.
+
+    References:
+        M. Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020; Y. Li et al.,
+        "BRECQ", ICLR 2021 (blocks as the unit).
+    """
+    learning = {name: _Learning(originals[name][0], stored, originals[name][1]) for name, stored in weights.items()}
+    run = BlockRun(segment, learning, originals, quantizers)
+    fitted = [index for index, held_out in enumerate(images.is_held_out) if not held_out]
+    held_out = [index for index, held_out in enumerate(images.is_held_out) if held_out]
+    before = run.error(images, held_out)
+    with torch.enable_grad():
+        _descend(run, images, fitted, settings)
+    after = run.error(images, held_out)
+    found = {name: part.result() for name, part in learning.items()} if after < before else {}
+    return LearnedBlock(found, before, min(before, after))
+
+
+class BlockRun:
+    """Computes a block with what is being learned."""
+
+    def __init__(
+        self,
+        segment: Segment,
+        learning: Mapping[str, _Learning],
+        originals: Mapping[str, tuple[Tensor, Tensor | None]],
+        quantizers: Quantizers,
+    ) -> None:
+        self.segment = segment
+        self.learning = learning
+        self._originals = originals
+        self._quantizers = quantizers
+
+    @classmethod
+    def with_weights(
+        cls,
+        segment: Segment,
+        originals: Mapping[str, tuple[Tensor, Tensor | None]],
+        weights: Mapping[str, QuantizedWeight],
+        quantizers: Quantizers,
+    ) -> BlockRun:
+        """A block with given weights; operations without one stay float."""
+        parts = {name: _Learning(originals[name][0], weight, originals[name][1]) for name, weight in weights.items()}
+        return cls(segment, parts, originals, quantizers)
+
+    def __call__(self, x: Tensor, known: Mapping[fx.Node, Any]) -> Tensor:
+        """The output of the block."""
+        return self.segment(x, known, self._compute)
+
+    def error(self, images: BlockImages, pieces: Sequence[int]) -> float:
+        """Relative square error of some pieces; the first one also sets the units of the biases."""
+        with torch.no_grad():
+            outputs = [self(images.inputs[index], images.known[index]) for index in pieces]
+        return relative_error(outputs, [images.targets[index] for index in pieces])
+
+    def _compute(self, op: Op, target: Callable[..., Tensor], args: tuple[Any, ...]) -> Tensor:
+        operands = [self._quantized(op, index, args[index]) for index in range(len(op.inputs))]
+        if not op.weight_count:
+            return target(*operands)
+        part = self.learning.get(op.name)
+        if part is None:
+            return target(operands[0], *self._originals[op.name], *args[3:])
+        out: Tensor = target(operands[0], part.weight(), part.bias(), *args[3:])
+        if part.bias_unit is None:
+            part.bias_unit = float(out.square().mean().sqrt())
+        return out
+
+    def _quantized(self, op: Op, index: int, x: Tensor) -> Tensor:
+        quantizer = self._quantizers[op.name, index]
+        params = getattr(quantizer, "params", None)
+        is_even = isinstance(params, QuantParams) and params.codebook is None
+        tolerance = float(params.scale.max()) if is_even and isinstance(params, QuantParams) else math.inf
+        return straight_through(x, quantizer, tolerance)
+
+
+def _descend(run: BlockRun, images: BlockImages, pieces: Sequence[int], settings: RoundingSpec) -> None:
+    latents = [part.latent for part in run.learning.values() if part.is_learned]
+    biases = [part.bias_steps for part in run.learning.values()]
+    optimizer = torch.optim.Adam(
+        [{"params": latents, "lr": settings.code_rate}, {"params": biases, "lr": settings.bias_rate}], betas=(0.9, 0.99)
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.iterations)
+    generator = torch.Generator().manual_seed(settings.seed)
+    order: list[int] = []
+    for _ in range(settings.iterations):
+        if not order:
+            order = torch.randperm(len(pieces), generator=generator).tolist()
+        index = pieces[order.pop()]
+        target = images.targets[index]
+        loss = (run(images.inputs[index], images.known[index]) - target).square().mean() / target.square().mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
