@@ -77,7 +77,9 @@ def random_weights(shape: tuple[int, ...], precision: Precision | None, rng: np.
     bits = min(precision.weight_bits, 8)
     half = 2 ** (bits - 1)
     if precision.codebook is not None:
-        values = np.asarray(precision.codebook, np.int8)[rng.integers(len(precision.codebook), size=shape)]
+        book = np.sort(np.asarray(precision.codebook, np.int8)).astype(np.float64)
+        normal = rng.standard_normal(shape) * book.max() / TYPICAL_SIGMAS
+        values = book[np.searchsorted((book[1:] + book[:-1]) / 2, normal)].astype(np.int8)
     else:
         normal = rng.standard_normal(shape) * max(half - 1, 0.5) / TYPICAL_SIGMAS
         values = np.clip(np.rint(normal), 1 - half if bits > 1 else -1, half - 1).astype(np.int8)

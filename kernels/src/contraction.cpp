@@ -63,6 +63,12 @@ namespace {
 
 constexpr int kChunkBytes = 48 * 1024;
 constexpr int kLeastTiles = 16;
+// Decoding costs as much as several rows of a product, and a small hybrid has few rows. A weight of at most this size
+// is decoded when it is made; a larger one is read from memory, which packed values are faster to come from.
+constexpr size_t kReadyBytes = 8 << 20;
+constexpr int kStretchBytes = 20 * 1024;  // of weights: most of the first cache, beside operands and sums
+constexpr int kLeastStretch = 64;          // k values
+constexpr int kHighTile = 8;               // rows
 constexpr int kTileValues = kMaxRows * kMaxPanels * kPanel + kBatchBytes / 4;
 
 int check_spec(const eq_contraction_spec& s) {
@@ -373,6 +379,19 @@ size_t decoded_stride(const eq_contraction& c) {
   return round_up(c.panel_values, (size_t)256) * c.format->weight_bytes;
 }
 
+// All panels of a group, if they were decoded when the weight was made or are stored as they are; else null.
+const void* ready_panels(const eq_contraction& c, int group) {
+  if (!needs_decoding(c)) return c.stored.as<char>() + (size_t)group * c.panels * c.panel_bytes;
+  return c.ready.size() ? c.ready.as<char>() + (size_t)group * c.panels * decoded_stride(c) : nullptr;
+}
+
+void make_ready(eq_contraction& c) {
+  const size_t group_bytes = decoded_stride(c) * c.panels;
+  if (!needs_decoding(c) || group_bytes * c.spec.groups > kReadyBytes) return;
+  c.ready = Bytes(group_bytes * c.spec.groups);
+  for (int g = 0; g < c.spec.groups; ++g) decode_panels(c, g, 0, c.panels, c.ready.as<char>() + g * group_bytes);
+}
+
 void store_s32(const Job& job, const int32_t* tile, int stride, int row, int rows, int column, int columns) {
   for (int r = 0; r < rows; ++r)
     std::memcpy(job.out_s32 + (ptrdiff_t)(row + r) * job.c.spec.out_channels + job.group * job.c.columns + column,
@@ -424,6 +443,57 @@ void add_corrections(const Job& job, const void* const* rows, int count, int pan
   }
 }
 
+// A stretch of the reduction: whole segments, or steps of one segment.
+struct Stretch {
+  int segment, segments, step, steps;
+};
+
+// How many steps of one segment are multiplied before the next row block: all, or so many that their weights stay in
+// the first cache. Sums in 16 bits are widened at multiples of the depth, so a stretch ends at one too.
+int stretch_steps(const eq_contraction& c, int panels, int depth) {
+  const int step_bytes = panels * kPanel * c.format->step * c.format->weight_bytes;
+  const int unit = std::max({depth, kLeastStretch / c.format->step, 1});
+  return std::max(kStretchBytes / step_bytes / unit, 1) * unit;
+}
+
+// Calls part(stretch) for all of one scale group, in order. High tiles read weights so seldom that the second cache
+// will do. Floating-point sums are not divided: they would round in another way on another instruction set.
+template <class Part>
+void each_stretch(const eq_contraction& c, int count, int blocks, int panels, int depth, const Part& part) {
+  const int most = stretch_steps(c, panels, depth);
+  if (c.is_float() || blocks == 1 || count >= kHighTile || c.segments * c.steps <= most + most / 4)
+    return part({0, c.segments, 0, c.steps});
+  if (c.steps <= most) {
+    const int together = std::max(1, most / c.steps);
+    for (int s = 0; s < c.segments; s += together) part({s, std::min(together, c.segments - s), 0, c.steps});
+    return;
+  }
+  for (int s = 0; s < c.segments; ++s)
+    for (int step = 0; step < c.steps; step += most) part({s, 1, step, std::min(most, c.steps - step)});
+}
+
+// One scale group of `blocks` row blocks of `count` rows into the tile.
+void multiply_group(const Job& job, const void* const* rows, int count, int blocks, int panels, int q, const char* weights,
+                    ptrdiff_t stride, int depth, int32_t* tile) {
+  const eq_contraction& c = job.c;
+  const Format& f = *c.format;
+  const size_t values = (size_t)count * blocks * panels * kPanel;
+  alignas(64) int32_t more[kTileValues];
+  each_stretch(c, count, blocks, panels, depth, [&](const Stretch& part) {
+    const bool first = part.segment == 0 && part.step == 0;
+    ptrdiff_t moved[1];
+    const ptrdiff_t* segments = job.segments + (ptrdiff_t)q * c.segments + part.segment;
+    if (part.step) {
+      moved[0] = *segments + (ptrdiff_t)part.step * f.step * f.operand_bytes;
+      segments = moved;
+    }
+    const size_t at = ((size_t)part.segment * c.steps + part.step) * kPanel * f.step * f.weight_bytes;
+    f.tiles[panels][count]({rows, blocks, segments, part.segments, part.steps, weights + at, stride, depth, first ? tile : more});
+    if (first) return;
+    for (size_t i = 0; i < values; ++i) tile[i] += more[i];
+  });
+}
+
 // Rows [m0, m1) by panels [p0, p1); decoded holds all panels, or is null and they are decoded group by group.
 void multiply(const Job& job, int m0, int m1, int p0, int p1, const void* decoded) {
   const eq_contraction& c = job.c;
@@ -435,16 +505,15 @@ void multiply(const Job& job, int m0, int m1, int p0, int p1, const void* decode
     const int panels = std::min(job.tile.panels, p1 - p);
     const char* weights = decoded ? static_cast<const char*>(decoded) + (size_t)p * stride
                                   : static_cast<const char*>(decode_panels(
-                                        c, job.group, p, panels,
-                                        needs_decoding(c) ? scratch(Slot::kDecoded, stride * panels) : nullptr));
+                                        c, job.group, p, panels, scratch(Slot::kDecoded, stride * panels)));
     const int depth = c.depth_of(job.group, p, panels);
     const int most = std::max(1, kBatchBytes / (job.tile.rows * panels * kPanel * 4));
     for (int row = m0; row < m1;) {
       const int count = std::min(job.tile.rows, m1 - row);
       const int blocks = std::max(1, std::min(most, (m1 - row) / job.tile.rows));
       for (int q = 0; q < c.scale_groups; ++q) {
-        f.tiles[panels][count]({rows + (row - m0), blocks, job.segments + (ptrdiff_t)q * c.segments, c.segments, c.steps,
-                                weights + c.group_values() * f.weight_bytes * q, (ptrdiff_t)stride, depth, tile});
+        multiply_group(job, rows + (row - m0), count, blocks, panels, q, weights + c.group_values() * f.weight_bytes * q,
+                       (ptrdiff_t)stride, depth, tile);
         add_corrections(job, rows + (row - m0), count * blocks, p, panels, q, tile);
         finish_tile(job, tile, panels, row, count * blocks, p, q);
       }
@@ -454,7 +523,7 @@ void multiply(const Job& job, int m0, int m1, int p0, int p1, const void* decode
 }
 
 const void* decode_all(const eq_contraction& c, int group) {
-  if (!needs_decoding(c)) return c.stored.as<char>() + (size_t)group * c.panels * c.panel_bytes;
+  if (const void* ready = ready_panels(c, group)) return ready;
   return decode_panels(c, group, 0, c.panels, scratch(Slot::kDecoded, decoded_stride(c) * c.panels));
 }
 
@@ -482,7 +551,7 @@ void run_ready(const Job& job, size_t row_bytes) {
   parallel_for(parts, [&](int i) {
     const int first = groups * i / parts * job.tile.panels;
     const int last = std::min(groups * (i + 1) / parts * job.tile.panels, job.c.panels);
-    multiply(job, 0, job.m, first, last, nullptr);
+    multiply(job, 0, job.m, first, last, ready_panels(job.c, job.group));
   });
 }
 
@@ -680,6 +749,7 @@ int eq_contraction_create(eq_contraction** made, int isa, const eq_contraction_s
   } else {
     if (!codes) return fail("contraction: this operand takes integer weights");
     if (pack_integer(*c, codes)) return -1;
+    make_ready(*c);
   }
   copy_scales(*c, scales, bias);
   *made = c.release();

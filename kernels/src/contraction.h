@@ -86,6 +86,7 @@ struct eq_contraction {
   size_t panel_bytes;   // stored
   int packed_bits;      // 8: stored as they are; 32: floating point
   eq::Bytes stored;     // [group][panel]
+  eq::Bytes ready;      // the same as the format multiplies it, decoded once; empty where that would be large
   eq::Bytes sums;       // int32 [group][scale group][columns_padded]: column sums
   eq::Bytes scales;     // float, likewise
   eq::Bytes bias;       // float [group][columns_padded]

@@ -90,6 +90,17 @@ def test_a_scale_per_group_of_channels(isa, rng):
     np.testing.assert_allclose(out, (parts * scales).sum(-1) * 0.25, rtol=1e-6)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    ("bits", "codebook"), [(8, None), (7, None), (4, None), CODEBOOKS["log2"], CODEBOOKS["ternary"]]
+)
+def test_a_long_reduction_is_summed_in_stretches(isa, bits, codebook, rng):
+    """Weights that exceed the first cache, divided inside of the reduction; 20 rows are several tiles."""
+    weights, x = weights_and_input(rng, 20, 37, 1601, bits, codebook)
+    codes = ActivationCodes.uniform(2.0**-5, 90, bits=8)
+    np.testing.assert_array_equal(pack_gemm(weights, codes, isa=isa)(x), expected_gemm(weights, x, codes))
+
+
 def windows(x, geometry, padding_value):
     (kh, kw), (sh, sw), (ph, pw), (dh, dw) = geometry.kernel, geometry.stride, geometry.padding, geometry.dilation
     padded = np.pad(x, ((ph, ph), (pw, pw), (0, 0)), constant_values=padding_value)
@@ -122,6 +133,19 @@ def test_a_convolution_is_the_sum_over_its_windows(isa, geometry, bits, rng):
         for g, part in enumerate(np.split(values, geometry.groups))
     ]
     np.testing.assert_array_equal(out, np.concatenate(parts, -1).astype(np.float32) * np.float32(0.25))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("channels", "bits"), [(96, 8), (96, 4), (260, 8)])
+def test_a_convolution_of_many_channels_is_summed_in_stretches(isa, channels, bits, rng):
+    """Rows of the window one by one, and a row that is divided itself."""
+    x = rng.standard_normal((6, 7, channels)).astype(np.float32)
+    values = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (33, channels, 3, 3)).astype(np.int8)
+    codes = ActivationCodes(0.25, 120, 0, 255)
+    packed = pack_conv(Weights(values, bits, None, np.ones(33, np.float32)), GEOMETRIES[0], codes, isa=isa)
+    seen = windows(codes_of(x, codes) - 120, GEOMETRIES[0], 0)
+    parts = np.einsum("ijyxc,ncij->yxn", seen, values.astype(np.int64))
+    np.testing.assert_array_equal(packed(x), parts.astype(np.float32) * np.float32(0.25))
 
 
 @pytest.mark.parametrize("isa", ISAS)
