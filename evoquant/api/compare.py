@@ -15,6 +15,7 @@ from evoquant.config import Experiment
 from evoquant.data import ImageBatchSource
 from evoquant.errors import UnknownNameError
 from evoquant.evaluate import Plan, Workbench, prepare
+from evoquant.evaluate.finalist import Finalist, save_finalist
 from evoquant.evaluate.fit_finalist import fit_finalist
 from evoquant.evaluate.methods import METHODS, PRECISIONS, Method, find_method
 from evoquant.evaluate.workbench import load_model, load_splits, transform_of
@@ -135,20 +136,30 @@ def _rows(
         }
 
 
-def judged_plan(bench: Workbench, plan: Plan, split: Split, *, is_fitted: bool = False) -> dict[str, Any]:
+def judged_plan(
+    bench: Workbench, plan: Plan | Finalist, split: Split, *, is_fitted: bool = False, save: Path | None = None
+) -> dict[str, Any]:
     """The figures of one plan.
 
     Args:
         bench: Model and images.
-        plan: Precision of every operation.
+        plan: Precision of every operation, or a plan with weights of its own.
         split: The image set to judge on.
-        is_fitted: Whether the weights are fitted to the plan first.
+        is_fitted: Whether weights are fitted to the plan first.
+        save: File that the fitted weights are written to; ``load_finalist`` reads it.
+
+    Raises:
+        EvoQuantError: What is wrong, and what to do.
     """
     started = time.perf_counter()
     report = None
-    if is_fitted:
-        finalist, report = fit_finalist(bench, plan)
-        bench = replace(bench, evaluator=bench.evaluator.with_weights(plan, finalist.weights))
+    if is_fitted and not isinstance(plan, Finalist):
+        plan, report = fit_finalist(bench, plan)
+        if save is not None:
+            save_finalist(plan, save)
+    if isinstance(plan, Finalist):
+        bench = replace(bench, evaluator=bench.evaluator.with_weights(plan.plan, plan.weights))
+        plan = plan.plan
     figures = judge(bench, plan, split)
     fit = None if report is None else report.to_dict()
     return {"seconds": time.perf_counter() - started, "fit": fit, **figures}

@@ -16,26 +16,39 @@ from evoquant.cli.output import STATUS, show
 from evoquant.config import Experiment, ImageSet, load_experiment
 from evoquant.errors import ConfigurationError
 from evoquant.evaluate import prepare
+from evoquant.evaluate.finalist import load_finalist
 from evoquant.evaluate.methods import CHEAP_METHODS, METHODS, PRECISIONS
-from evoquant.run.plans import read_plan
+from evoquant.run.plans import complete, read_plan
 
 Split = Literal["selection", "test"]
+FITTED = ".safetensors"
+"""Files of fitted weights end with it."""
 
 
 def evaluate(
     experiment: ExperimentFile,
-    plan: Annotated[str, typer.Option(help="Preset, plan file, or RUN_DIR#POINT.")] = "w8a8",
+    plan: Annotated[
+        str, typer.Option(help="Preset, plan file, RUN_DIR#POINT, or fitted weights (FILE.safetensors).")
+    ] = "w8a8",
     split: Annotated[Split, typer.Option(help="Image set to judge on.")] = "test",
     images: Annotated[Path | None, typer.Option(help="Other images of the same task.", show_default=False)] = None,
     labels: Annotated[Path | None, typer.Option(help="Their labels (CSV: file,label).", show_default=False)] = None,
     fitted: Annotated[bool, typer.Option("--fitted", help="Fit the weights to the plan first, for minutes.")] = False,
+    save: Annotated[Path | None, typer.Option(help="Write the fitted weights to it.", show_default=False)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Judge one plan: accuracy with its interval, latency, energy and memory."""
     settings = _with_images(load_experiment(experiment), split, images, labels)
+    if save is not None and not fitted:
+        raise ConfigurationError("--save goes with --fitted.")
     bench = prepare(settings)
-    chosen = read_plan(plan, bench.captured.graph, bench.classes)
-    figures = judged_plan(bench, chosen, split, is_fitted=fitted)
+    if plan.endswith(FITTED):
+        finalist = load_finalist(Path(plan))
+        complete(dict(finalist.plan), bench.captured.graph, plan)
+        figures = judged_plan(bench, finalist, split)
+    else:
+        chosen = read_plan(plan, bench.captured.graph, bench.classes)
+        figures = judged_plan(bench, chosen, split, is_fitted=fitted, save=save)
     show({"plan": plan, "split": split, **figures}, as_json=as_json, text=_show_one)
 
 
