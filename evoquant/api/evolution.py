@@ -38,7 +38,8 @@ async def run_evolution(
         on_event: Called with every event, in the thread of the event loop or of a worker.
 
     Returns:
-        The front with its baselines, its knee and where it comes from.
+        The front with its baselines, its knee and where it comes from; of several devices that of the first one, with
+        the others as ``other_targets``.
 
     Raises:
         EvoQuantError: What is wrong, and what to do.

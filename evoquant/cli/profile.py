@@ -59,17 +59,17 @@ def profile(
     if energy:
         show(_metered(settings), as_json=as_json, text=_show_energy)
         return
-    graph = captured_model(settings).graph
     device = load_device(target or settings.target.device[0])
-    choices = reachable(build_space(settings, graph, device), legal_presets(graph, device)[0])
-    if bundle is not None:
-        show(_bundle(bundle, graph, choices, device), as_json=as_json, text=_show_bundle)
-        return
-    if not device.is_this_machine:
+    if bundle is None and not device.is_this_machine:
         raise ConfigurationError(
             f"{device.title} is not this machine. Write what to time there with --bundle DIR, or time this machine "
             "with --target host_cpu."
         )
+    graph = captured_model(settings).graph
+    choices = reachable(build_space(settings, graph, device), legal_presets(graph, device)[0])
+    if bundle is not None:
+        show(_bundle(bundle, graph, choices, device), as_json=as_json, text=_show_bundle)
+        return
     show(_timed(graph, choices, device, settings.target.threads, out), as_json=as_json, text=_show)
 
 
