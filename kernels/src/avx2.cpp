@@ -78,7 +78,8 @@ inline void tile_short_block(const TileArgs& t, const void* const* rows, char* t
   EQ_UNROLL for (int r = 0; r < ROWS; ++r) EQ_UNROLL for (int v = 0; v < V; ++v) _mm256_store_si256(out + r * V + v, sums[r][v]);
 }
 
-// All sums stay 16 bits wide for t.depth steps and are then widened into the tile; for large depths.
+// All sums stay 16 bits wide for t.depth steps and are then widened into the tile; for large depths, and for sums that
+// do not begin at zero.
 template <int ROWS, int PANELS>
 inline void tile_long_block(const TileArgs& t, const void* const* rows, char* tile) {
   constexpr int V = PANELS * 2;
@@ -86,13 +87,20 @@ inline void tile_long_block(const TileArgs& t, const void* const* rows, char* ti
   bool first = true;
   const char* b = (const char*)t.panels;
   const ptrdiff_t stride = t.panel_stride;
+  const char* start = (const char*)t.start;
   for (int s = 0; s < t.segment_count; ++s) {
     const char* a[ROWS];
     EQ_UNROLL for (int r = 0; r < ROWS; ++r) a[r] = (const char*)rows[r] + t.segments[s];
     for (int done = 0; done < t.steps; done += t.depth) {
       const ptrdiff_t end = 4 * (ptrdiff_t)(done + t.depth < t.steps ? done + t.depth : t.steps);
       __m256i sums[ROWS][V];
-      EQ_UNROLL for (int r = 0; r < ROWS; ++r) EQ_UNROLL for (int v = 0; v < V; ++v) sums[r][v] = _mm256_setzero_si256();
+      if (start) {
+        EQ_UNROLL for (int r = 0; r < ROWS; ++r) EQ_UNROLL for (int v = 0; v < V; ++v)
+          sums[r][v] = _mm256_loadu_si256((const __m256i*)(start + v / 2 * t.start_stride + v % 2 * 32));
+        start += 64;
+      } else {
+        EQ_UNROLL for (int r = 0; r < ROWS; ++r) EQ_UNROLL for (int v = 0; v < V; ++v) sums[r][v] = _mm256_setzero_si256();
+      }
       for (ptrdiff_t k = 4 * (ptrdiff_t)done; k < end; k += 4, b += 64) {
         __m256i w[V];
         EQ_UNROLL for (int v = 0; v < V; ++v) w[v] = _mm256_load_si256((const __m256i*)(b + v / 2 * stride + v % 2 * 32));
@@ -124,6 +132,7 @@ inline void tile_long(const TileArgs& t) {
 
 template <int ROWS, int PANELS>
 void tile_u8(const TileArgs& t) {
+  if (t.start) return tile_long<ROWS, PANELS>(t);
   switch (t.depth) {
     case 1: return tile_short<ROWS, PANELS, 1>(t);
     case 2: return tile_short<ROWS, PANELS, 2>(t);

@@ -160,55 +160,93 @@ int largest_within(const eq_contraction_spec& s, int sign, int room) {
   return best;
 }
 
-// The products of `depth` steps are added in 16 bits. The lane of a column adds the products of two weights per step;
-// its positive and its negative ones must each stay within 32767 for every activation in [0, operand_max]. What a
-// weight has beyond that is taken out of the panel and becomes a correction, which is added apart.
-// A plan of depth 0 says that no stored value is small enough.
-PanelPlan plan_panel(const eq_contraction& c, int depth, const std::vector<int8_t>& original) {
-  const int limit = 32767 / c.spec.operand_max;
-  PanelPlan plan;
-  plan.depth = depth;
+// The products of `depth` steps are added in 16 bits. The lane of a column adds the products of two weights per step.
+// The sum may wrap on its way but not in the end: with P and N the sums of its positive and its negative weights and
+// activations in [0, A] it lies in [-A * N, A * P], so it must fit there, or in a range of 65536 values elsewhere if it
+// begins at `start`. The two products of one step saturate and must fit by themselves. What a weight has beyond that is
+// taken out of the panel and becomes a correction, which is added apart. False: no stored value is small enough.
+struct Lane {
+  int limit, room;  // for one sign within a step; for both within the depth
+  int sums[2] = {0, 0};
+};
+
+bool plan_step(const eq_contraction& c, int8_t* values, Lane& lane, bool moves, const Correction& place, PanelPlan& plan) {
+  int step[2] = {0, 0};
+  for (int i = 0; i < 2; ++i) {
+    int8_t& value = values[i];
+    const int side = value < 0, sign = side ? -1 : 1, magnitude = sign * value;
+    const int rest = moves ? lane.room - lane.sums[0] - lane.sums[1] : lane.limit - lane.sums[side];
+    const int room = std::min(rest, lane.limit - step[side]);
+    if (magnitude > room) {
+      const int kept = largest_within(c.spec, sign, room);
+      if (kept < 0) return false;
+      plan.corrections.push_back({place.segment, place.index + i, place.column, value - sign * kept});
+      value = (int8_t)(sign * kept);
+    }
+    step[side] += sign * value;
+    lane.sums[side] += sign * value;
+  }
+  return true;
+}
+
+// A start for sums in [-top * negative, top * positive], as near to zero as it can be.
+int16_t lane_start(const Lane& lane, int top) {
+  const int least = -32768 + top * lane.sums[1], most = 32767 - top * lane.sums[0];
+  return (int16_t)(least > 0 ? least : std::min(most, 0));
+}
+
+bool plan_panel(const eq_contraction& c, int depth, bool moves, const std::vector<int8_t>& original, PanelPlan& plan) {
+  const int top = c.spec.operand_max;
   plan.values = original;
   for (int run = 0; run < c.scale_groups * c.segments; ++run) {
     for (int first = 0; first < c.steps; first += depth)
-      for (int lane = 0; lane < kPanel * 2; ++lane)
-        for (int sign : {1, -1}) {
-          int room = limit;
-          for (int s = first; s < std::min(first + depth, c.steps); ++s)
-            for (int i = 0; i < 2; ++i) {
-              int8_t& value = plan.values[((size_t)run * c.steps + s) * kPanel * 4 + lane * 2 + i];
-              const int magnitude = sign * value;
-              if (magnitude <= room) {
-                room -= std::max(magnitude, 0);
-                continue;
-              }
-              const int kept = largest_within(c.spec, sign, room);
-              if (kept < 0) return {};
-              plan.corrections.push_back({run % c.segments, s * 4 + lane % 2 * 2 + i, lane / 2, value - sign * kept});
-              value = (int8_t)(sign * kept);
-              room -= kept;
-            }
+      for (int at = 0; at < kPanel * 2; ++at) {
+        Lane lane{32767 / top, 65535 / top};
+        for (int s = first; s < std::min(first + depth, c.steps); ++s) {
+          int8_t* values = plan.values.data() + ((size_t)run * c.steps + s) * kPanel * 4 + at * 2;
+          if (!plan_step(c, values, lane, moves, {run % c.segments, s * 4 + at % 2 * 2, at / 2, 0}, plan)) return false;
         }
+        if (moves) plan.starts.push_back(lane_start(lane, top));
+      }
     if ((run + 1) % c.segments == 0) plan.group_ends.push_back((int)plan.corrections.size());
   }
-  return plan;
+  return true;
 }
 
-// Cycles of one row, roughly: three vector instructions per cycle, and a correction apart.
-float plan_cost(const eq_contraction& c, const PanelPlan& plan) {
+// Cycles of one row and one step of a panel, roughly: three vector instructions per cycle, two multiplications.
+float step_cycles(int depth, bool moves) {
+  const float widened = 1.0f / depth;
+  return std::max(2.0f * (2.0f + widened) / 3.0f, 1.0f + widened) + (moves ? 0.25f * widened : 0.0f);
+}
+
+float plans_cost(const eq_contraction& c, int depth, bool moves, const std::vector<PanelPlan>& plans) {
   constexpr float kCorrectionCycles = 4.0f;
-  if (plan.depth == 0) return INFINITY;
-  const float steps = (float)c.scale_groups * c.segments * c.steps;
-  return steps * 2.0f * (2.0f + 1.0f / plan.depth) / 3.0f + kCorrectionCycles * plan.corrections.size();
+  const float steps = (float)plans.size() * c.scale_groups * c.segments * c.steps;
+  float cost = steps * step_cycles(depth, moves);
+  for (const PanelPlan& plan : plans) cost += kCorrectionCycles * plan.corrections.size();
+  return cost;
 }
 
-// Powers of two only: neighbours that share a tile take the smallest depth, whose runs must nest in the others.
-PanelPlan best_plan(const eq_contraction& c, const std::vector<int8_t>& values) {
-  PanelPlan best;
-  for (int depth : {1, 2, 4, 8, 16, 32, 64, 128}) {
-    PanelPlan plan = plan_panel(c, depth, values);
-    if (plan_cost(c, plan) < plan_cost(c, best)) best = std::move(plan);
-  }
+std::vector<PanelPlan> plan_panels(const eq_contraction& c, int depth, bool moves, const std::vector<std::vector<int8_t>>& values) {
+  std::vector<PanelPlan> plans(values.size());
+  for (size_t i = 0; i < values.size(); ++i)
+    if (!plan_panel(c, depth, moves, values[i], plans[i])) return {};
+  return plans;
+}
+
+// All panels have one depth: neighbours share a tile. Sums begin elsewhere than at zero where that pays.
+float choose_plans(eq_contraction& c, const std::vector<std::vector<int8_t>>& values) {
+  float best = INFINITY;
+  for (int depth : {1, 2, 4, 8, 16, 32, 64, 128})
+    for (bool moves : {false, true}) {
+      if (moves && depth < 4) continue;
+      std::vector<PanelPlan> plans = plan_panels(c, depth, moves, values);
+      const float cost = plans.empty() ? INFINITY : plans_cost(c, depth, moves, plans);
+      if (cost >= best) continue;
+      best = cost;
+      c.depth = depth;
+      c.plans = std::move(plans);
+    }
   return best;
 }
 
@@ -265,18 +303,18 @@ void choose_integer_format(eq_contraction& c, const int8_t* codes) {
   c.format = c.spec.operand == EQ_OPERAND_S16 ? c.isa->s16 : byte_format(*c.isa, c.segment_k);
   size_panels(c);
   if (c.spec.operand == EQ_OPERAND_S16 || !c.isa->u8_needs_depth) return;
-  float cost = 0.0f;
+  std::vector<std::vector<int8_t>> values;
   for (int g = 0; g < c.spec.groups; ++g)
     for (int p = 0; p < c.panels; ++p) {
-      std::vector<int8_t> values(c.panel_values);
-      fill_panel(c, codes, g, p, values.data());
-      c.plans.push_back(best_plan(c, values));
-      cost += plan_cost(c, c.plans.back());
+      values.emplace_back(c.panel_values);
+      fill_panel(c, codes, g, p, values.back().data());
     }
+  const float cost = choose_plans(c, values);
   // Sixteen-bit operands take two steps of two instructions where bytes take one.
   const float wide = (float)c.spec.groups * c.panels * c.scale_groups * c.segments * c.steps * 8.0f / 3.0f;
   if (cost < wide) return;
   c.plans.clear();
+  c.depth = 0;
   c.format = c.isa->s16;
   size_panels(c);
 }
@@ -294,6 +332,23 @@ void add_column_sums(eq_contraction& c, const int8_t* codes) {
           for (int i = 0; i < c.segment_k; ++i) sum += row[order.source(q, s, i)];
         c.sums.as<int32_t>()[((size_t)g * c.scale_groups + q) * c.columns_padded + j] = sum;
       }
+}
+
+// What 16-bit sums begin with, and its sum over each column, which the epilogue takes off again.
+void store_starts(eq_contraction& c) {
+  if (c.plans.empty() || c.plans[0].starts.empty()) return;
+  const size_t count = c.panel_starts(), per_group = count / c.scale_groups;
+  c.starts = Bytes(c.plans.size() * count * sizeof(int16_t));
+  c.start_sums = Bytes(sizeof(int32_t) * c.spec.groups * c.scale_groups * c.columns_padded);
+  for (size_t at = 0; at < c.plans.size(); ++at) {
+    std::vector<int16_t>& starts = c.plans[at].starts;
+    std::copy(starts.begin(), starts.end(), c.starts.as<int16_t>() + at * count);
+    const size_t group = at / c.panels, column = at % c.panels * kPanel;
+    for (size_t i = 0; i < count; ++i)
+      c.start_sums.as<int32_t>()[(group * c.scale_groups + i / per_group) * c.columns_padded + column + i % (2 * kPanel) / 2] +=
+          starts[i];
+    starts = {};
+  }
 }
 
 int pack_integer(eq_contraction& c, const int8_t* codes) {
@@ -316,6 +371,7 @@ int pack_integer(eq_contraction& c, const int8_t* codes) {
         return -1;
     }
   add_column_sums(c, codes);
+  store_starts(c);
   return 0;
 }
 
@@ -393,9 +449,12 @@ void make_ready(eq_contraction& c) {
 }
 
 void store_s32(const Job& job, const int32_t* tile, int stride, int row, int rows, int column, int columns) {
-  for (int r = 0; r < rows; ++r)
-    std::memcpy(job.out_s32 + (ptrdiff_t)(row + r) * job.c.spec.out_channels + job.group * job.c.columns + column,
-                tile + r * stride, sizeof(int32_t) * columns);
+  const eq_contraction& c = job.c;
+  const int32_t* starts = c.start_sums.size() ? c.start_sums.as<int32_t>() + (size_t)job.group * c.columns_padded + column : nullptr;
+  for (int r = 0; r < rows; ++r, tile += stride) {
+    int32_t* out = job.out_s32 + (ptrdiff_t)(row + r) * c.spec.out_channels + job.group * c.columns + column;
+    for (int j = 0; j < columns; ++j) out[j] = tile[j] - (starts ? starts[j] : 0);
+  }
 }
 
 void finish_tile(const Job& job, const void* tile, int panels, int row, int rows, int first_panel, int q) {
@@ -451,7 +510,8 @@ struct Stretch {
 // How many steps of one segment are multiplied before the next row block: all, or so many that their weights stay in
 // the first cache. Sums in 16 bits are widened at multiples of the depth, so a stretch ends at one too.
 int stretch_steps(const eq_contraction& c, int panels, int depth) {
-  const int step_bytes = panels * kPanel * c.format->step * c.format->weight_bytes;
+  const int start_bytes = c.starts.size() ? 4 * kPanel / depth : 0;
+  const int step_bytes = panels * (kPanel * c.format->step * c.format->weight_bytes + start_bytes);
   const int unit = std::max({depth, kLeastStretch / c.format->step, 1});
   return std::max(kStretchBytes / step_bytes / unit, 1) * unit;
 }
@@ -473,11 +533,14 @@ void each_stretch(const eq_contraction& c, int count, int blocks, int panels, in
 }
 
 // One scale group of `blocks` row blocks of `count` rows into the tile.
-void multiply_group(const Job& job, const void* const* rows, int count, int blocks, int panels, int q, const char* weights,
-                    ptrdiff_t stride, int depth, int32_t* tile) {
+void multiply_group(const Job& job, const void* const* rows, int count, int blocks, int panel, int panels, int q,
+                    const char* weights, ptrdiff_t stride, int32_t* tile) {
   const eq_contraction& c = job.c;
   const Format& f = *c.format;
   const size_t values = (size_t)count * blocks * panels * kPanel;
+  const int depth = c.depth;
+  const int16_t* start =
+      c.starts.size() ? c.starts.as<int16_t>() + ((size_t)job.group * c.panels + panel) * c.panel_starts() : nullptr;
   alignas(64) int32_t more[kTileValues];
   each_stretch(c, count, blocks, panels, depth, [&](const Stretch& part) {
     const bool first = part.segment == 0 && part.step == 0;
@@ -488,7 +551,10 @@ void multiply_group(const Job& job, const void* const* rows, int count, int bloc
       segments = moved;
     }
     const size_t at = ((size_t)part.segment * c.steps + part.step) * kPanel * f.step * f.weight_bytes;
-    f.tiles[panels][count]({rows, blocks, segments, part.segments, part.steps, weights + at, stride, depth, first ? tile : more});
+    const int16_t* starts = nullptr;
+    if (start) starts = start + (((size_t)q * c.segments + part.segment) * c.runs() + part.step / depth) * 2 * kPanel;
+    f.tiles[panels][count]({rows, blocks, segments, part.segments, part.steps, weights + at, stride, depth, first ? tile : more,
+                            starts, start ? (ptrdiff_t)(c.panel_starts() * sizeof(int16_t)) : 0});
     if (first) return;
     for (size_t i = 0; i < values; ++i) tile[i] += more[i];
   });
@@ -497,7 +563,6 @@ void multiply_group(const Job& job, const void* const* rows, int count, int bloc
 // Rows [m0, m1) by panels [p0, p1); decoded holds all panels, or is null and they are decoded group by group.
 void multiply(const Job& job, int m0, int m1, int p0, int p1, const void* decoded) {
   const eq_contraction& c = job.c;
-  const Format& f = *c.format;
   const size_t stride = decoded_stride(c);
   alignas(64) int32_t tile[kTileValues];
   const void* const* rows = row_pointers(job.rows, m0, m1);
@@ -506,14 +571,13 @@ void multiply(const Job& job, int m0, int m1, int p0, int p1, const void* decode
     const char* weights = decoded ? static_cast<const char*>(decoded) + (size_t)p * stride
                                   : static_cast<const char*>(decode_panels(
                                         c, job.group, p, panels, scratch(Slot::kDecoded, stride * panels)));
-    const int depth = c.depth_of(job.group, p, panels);
     const int most = std::max(1, kBatchBytes / (job.tile.rows * panels * kPanel * 4));
     for (int row = m0; row < m1;) {
       const int count = std::min(job.tile.rows, m1 - row);
       const int blocks = std::max(1, std::min(most, (m1 - row) / job.tile.rows));
       for (int q = 0; q < c.scale_groups; ++q) {
-        multiply_group(job, rows + (row - m0), count, blocks, panels, q, weights + c.group_values() * f.weight_bytes * q,
-                       (ptrdiff_t)stride, depth, tile);
+        multiply_group(job, rows + (row - m0), count, blocks, p, panels, q,
+                       weights + c.group_values() * c.format->weight_bytes * q, (ptrdiff_t)stride, tile);
         add_corrections(job, rows + (row - m0), count * blocks, p, panels, q, tile);
         finish_tile(job, tile, panels, row, count * blocks, p, q);
       }
@@ -569,10 +633,11 @@ void prepare_epilogue(Job& job, const eq_quantizer* q) {
   float* scale = reinterpret_cast<float*>(memory);
   int32_t* correction = reinterpret_cast<int32_t*>(memory + count * 4);
   const int32_t* sums = c.sums.size() ? c.sums.as<int32_t>() + (size_t)job.group * count : nullptr;
+  const int32_t* starts = c.start_sums.size() ? c.start_sums.as<int32_t>() + (size_t)job.group * count : nullptr;
   const float unit = unit_of(*q);
   for (size_t i = 0; i < count; ++i) {
     scale[i] = unit * weight_scale[i];
-    correction[i] = sums ? sums[i] * q->zero_point : 0;
+    correction[i] = (sums ? sums[i] * q->zero_point : 0) + (starts ? starts[i] : 0);
   }
   job.scale = scale;
   job.correction = c.is_float() ? nullptr : correction;
@@ -760,7 +825,7 @@ void eq_contraction_destroy(eq_contraction* handle) { delete handle; }
 
 size_t eq_contraction_bytes(const eq_contraction* handle) { return handle->stored.size(); }
 const char* eq_contraction_format(const eq_contraction* handle) { return handle->format->name; }
-int eq_contraction_depth(const eq_contraction* handle) { return handle->depth_of(0, 0, handle->panels); }
+int eq_contraction_depth(const eq_contraction* handle) { return handle->depth; }
 
 int eq_gemm_f32(const eq_contraction* handle, const float* x, ptrdiff_t ldx, int m, const eq_quantizer* quantizer,
                 int activation, const float* residual, float* out) {

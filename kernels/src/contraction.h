@@ -52,9 +52,9 @@ struct Correction {
 
 // How one panel is added up in 16 bits.
 struct PanelPlan {
-  int depth = 0;
   std::vector<Correction> corrections;  // [scale group][...], by ascending scale group
   std::vector<int> group_ends;          // end of each scale group among them
+  std::vector<int16_t> starts;          // [scale group][segment][each depth steps][2 * kPanel]; empty where all are zero
   std::vector<int8_t> values;           // of the panel without what is added apart; empty once packed
 };
 
@@ -74,6 +74,9 @@ struct eq_contraction {
   eq_contraction_spec spec;
   const eq::Format* format;
   std::vector<eq::PanelPlan> plans;  // of 16-bit accumulation, [group][panel]; empty where it is not used
+  int depth = 0;                     // of all plans
+  eq::Bytes starts;                  // int16 of all plans, if they begin elsewhere than at zero
+  eq::Bytes start_sums;              // int32 [group][scale group][columns_padded]: their sums
   int columns;          // output channels of one group
   int columns_padded;   // to whole panels
   int panels;           // of one group
@@ -91,12 +94,8 @@ struct eq_contraction {
   eq::Bytes scales;     // float, likewise
   eq::Bytes bias;       // float [group][columns_padded]
 
-  int depth_of(int group, int panel, int count) const {
-    if (plans.empty()) return 0;
-    int depth = plans[(size_t)group * panels + panel].depth;
-    for (int i = 1; i < count; ++i) depth = std::min(depth, plans[(size_t)group * panels + panel + i].depth);
-    return depth;
-  }
+  int runs() const { return (steps + depth - 1) / depth; }  // of one segment, with plans
+  size_t panel_starts() const { return (size_t)scale_groups * segments * runs() * 2 * eq::kPanel; }
   bool is_float() const { return format->is_float; }
   size_t group_values() const { return panel_values / scale_groups; }
 };

@@ -27,6 +27,8 @@ struct TileArgs {
   ptrdiff_t panel_stride;         // bytes
   int depth;                      // 16-bit accumulations that are safe
   void* tile;                     // int32 or float [blocks * rows][panels * kPanel], 64-byte aligned
+  const int16_t* start = nullptr;  // what the 16-bit sums of a panel begin with, [each depth steps][2 * kPanel]; or null
+  ptrdiff_t start_stride = 0;      // bytes from panel to panel
 };
 using TileFn = void (*)(const TileArgs&);
 
