@@ -22,7 +22,7 @@ import io
 import itertools
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -72,10 +72,18 @@ RECIPES = {
     "mobilevit_xxs": Recipe(image_size=64, epochs=24),
     "mobilevitv2_050": Recipe(image_size=64, epochs=18),
 }
-REFINEMENTS = {
-    "mobilevit_xxs": Recipe(image_size=64, epochs=8, learning_rate=0.05, small_share=0.0, seed=1),
-    "mobilevitv2_050": Recipe(image_size=64, epochs=12, learning_rate=0.06, small_share=0.0, seed=1),
-}
+_REFINEMENT = Recipe(
+    image_size=64,
+    epochs=8,
+    optimizer="adamw",
+    learning_rate=1.5e-3,
+    weight_decay=0.02,
+    gradient_norm=1.0,
+    label_smoothing=0.05,
+    small_share=0.0,
+    seed=1,
+)
+REFINEMENTS = {"mobilevit_xxs": _REFINEMENT, "mobilevitv2_050": _REFINEMENT}
 """Second, shorter cycles that start from a checkpoint."""
 
 
@@ -217,9 +225,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--refine", type=Path, help="go on from this checkpoint with a second, shorter cycle")
+    parser.add_argument("--epochs", type=int, help="instead of the recipe's")
+    parser.add_argument("--seed", type=int, help="instead of the recipe's")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     recipe = (RECIPES if arguments.refine is None else REFINEMENTS)[arguments.model]
+    changes = {"epochs": arguments.epochs, "seed": arguments.seed}
+    recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
     images, labels = read_training_images(arguments.data)
     arguments.out.mkdir(parents=True, exist_ok=True)
     state = arguments.out / f"{arguments.model}{'' if arguments.refine is None else '.refined'}.training.pt"
