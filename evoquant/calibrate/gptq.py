@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evoquant.calibrate.definite import damped_factor
 from evoquant.quant import QuantParams
 from evoquant.quant.lattice import StepLattice
 from evoquant.quant.params import lattice_of
@@ -111,15 +112,6 @@ def _reordered(hessian: Tensor, order: Tensor) -> Tensor:
 
 
 def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
-    """Upper Cholesky factor of the inverse, in double precision.
-
-    An input that is always zero has no power: it gets the mean one, so that it is rounded to the nearest.
-    """
-    damped = hessian.double()
-    diagonal = damped.diagonal(dim1=1, dim2=2)
-    mean = diagonal.mean(dim=1, keepdim=True)
-    mean = torch.where(mean > 0, mean, torch.ones_like(mean))
-    diagonal += damping * mean + torch.where(diagonal > 0, 0.0, mean)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    """Upper Cholesky factor of the inverse, in double precision."""
+    factor: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(damped_factor(hessian, damping)), upper=True)
     return factor

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evoquant.calibrate.definite import damped_factor
 from evoquant.calibrate.moments import MomentAccumulator, Moments, input_vectors, input_width, output_vectors
 from evoquant.types import Op
 
@@ -58,12 +59,8 @@ class OutputError:
         if self.cross is None or self.mean is None:
             groups, width = self.inputs.mean.shape
             return torch.zeros(groups, 1, width)
-        covariance = self.inputs.covariance.double()
-        diagonal = covariance.diagonal(dim1=1, dim2=2)
-        level = diagonal.mean(dim=1, keepdim=True)
-        diagonal += ridge * torch.where(level > 0, level, torch.ones_like(level))
         centred = self.cross - self.mean[:, :, None] * self.inputs.mean[:, None, :]
-        factor = torch.linalg.cholesky(covariance)
+        factor = damped_factor(self.inputs.covariance, ridge)
         return torch.cholesky_solve(centred.double().transpose(1, 2), factor).transpose(1, 2).float()
 
     def of(self, change: Tensor, bias_change: Tensor | None = None) -> Tensor:

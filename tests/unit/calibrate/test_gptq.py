@@ -113,3 +113,15 @@ def test_dampings_at_once_are_those_one_by_one() -> None:
         torch.testing.assert_close(found, gptq(weight, params, hessian, dampings=(damping,))[0])
     assert bool((together[0] != together[1]).any())
     torch.testing.assert_close(together[2].flatten(0, 1), fake_quantize(weight.flatten(0, 1), params))
+
+
+def test_a_covariance_that_rounding_left_indefinite() -> None:
+    """Inputs that hardly vary: the difference of almost equal moments is noise, not a covariance."""
+    weight, hessian = _problem(0, 2, 4, 9)
+    noise = torch.randn(9, 9, generator=torch.Generator().manual_seed(1))
+    hessian[1] = 1e-9 * (noise + noise.T)
+    config = LayerQuantConfig(weight_bits=4)
+    (together,) = gptq(weight, _params(weight, config), hessian)
+    (alone,) = gptq(weight[:1], weight_params(weight[0], config), hessian[:1])
+    assert together.isfinite().all()
+    torch.testing.assert_close(together[0], alone[0])
