@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -23,6 +23,8 @@ FORMAT_VERSION = 1
 _ARRAYS = ("channel_minimum", "channel_maximum", "counts")
 _SCALARS = tuple(field.name for field in fields(TensorStatistics) if field.name not in _ARRAYS)
 _LOG = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def statistics_key(
@@ -92,14 +94,28 @@ def load_statistics(path: Path) -> Statistics:
 
 
 def load_or_collect(cache_dir: Path | None, key: str, make: Callable[[], Statistics]) -> Statistics:
-    """Cached statistics, or new ones that are then cached.
+    """Cached statistics, or new ones that are then cached; see ``load_or_make``."""
+    return load_or_make(cache_dir, key, make, read=load_statistics, write=save_statistics)
+
+
+def load_or_make(
+    cache_dir: Path | None,
+    key: str,
+    make: Callable[[], T],
+    *,
+    read: Callable[[Path], T],
+    write: Callable[[T, Path], None],
+) -> T:
+    """What the cache holds, or what is made anew and then cached.
 
     A cached file that cannot be read is reported to the log, made anew and replaced.
 
     Args:
         cache_dir: Folder of the cache; None caches nothing.
-        key: From ``statistics_key``.
-        make: Collects the statistics.
+        key: Name of the file.
+        make: Makes it.
+        read: Reads it; raises ``DataError`` where it cannot.
+        write: Writes it.
 
     Raises:
         DataError: If the new file cannot be written.
@@ -109,12 +125,12 @@ def load_or_collect(cache_dir: Path | None, key: str, make: Callable[[], Statist
     path = cache_dir / f"{key}.safetensors"
     if path.exists():
         try:
-            return load_statistics(path)
+            return read(path)
         except DataError as error:
             _LOG.warning("%s Collecting again.", error)
-    statistics = make()
-    save_statistics(statistics, path)
-    return statistics
+    made = make()
+    write(made, path)
+    return made
 
 
 def write_whole(path: Path, content: bytes) -> None:

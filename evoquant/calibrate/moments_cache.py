@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,14 +11,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from evoquant.calibrate.cache import write_whole
+from evoquant.calibrate.cache import load_or_make, write_whole
 from evoquant.calibrate.moments import HELD_OUT_EVERY, MAX_POSITIONS, MAX_WIDTH, Moments, SplitMoments
 from evoquant.errors import DataError
 
 FORMAT_VERSION = 1
 _PARTS = ("fitted", "held_out")
 _METADATA = "evoquant.moments"
-_LOG = logging.getLogger(__name__)
 
 
 def moments_key(*, program_hash: str, images_hash: str) -> str:
@@ -86,26 +84,5 @@ def load_moments(path: Path) -> dict[str, SplitMoments]:
 def load_or_collect_moments(
     cache_dir: Path | None, key: str, make: Callable[[], Mapping[str, SplitMoments]]
 ) -> Mapping[str, SplitMoments]:
-    """Cached moments, or new ones that are then cached.
-
-    A cached file that cannot be read is reported to the log, made anew and replaced.
-
-    Args:
-        cache_dir: Folder of the cache; None caches nothing.
-        key: From ``moments_key``.
-        make: Collects the moments.
-
-    Raises:
-        DataError: If the new file cannot be written.
-    """
-    if cache_dir is None:
-        return make()
-    path = cache_dir / f"{key}.safetensors"
-    if path.exists():
-        try:
-            return load_moments(path)
-        except DataError as error:
-            _LOG.warning("%s Collecting again.", error)
-    moments = make()
-    save_moments(moments, path)
-    return moments
+    """Cached moments, or new ones that are then cached; see ``load_or_make``."""
+    return load_or_make(cache_dir, key, make, read=load_moments, write=save_moments)
