@@ -83,7 +83,7 @@ _REFINEMENT = Recipe(
     small_share=0.0,
     seed=1,
 )
-REFINEMENTS = {"mobilevit_xxs": _REFINEMENT, "mobilevitv2_050": _REFINEMENT}
+REFINEMENTS = dict.fromkeys(("mobilevit_xxs", "mobilevitv2_050"), _REFINEMENT)
 """Second, shorter cycles that start from a checkpoint."""
 
 
@@ -228,6 +228,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
     parser.add_argument("--seed", type=int, help="instead of the recipe's")
     arguments = parser.parse_args()
+    if arguments.refine is not None and arguments.model not in REFINEMENTS:
+        parser.error(f"--refine has a recipe for {', '.join(REFINEMENTS)}, but not for {arguments.model}")
     torch.set_num_threads(arguments.threads)
     recipe = (RECIPES if arguments.refine is None else REFINEMENTS)[arguments.model]
     changes = {"epochs": arguments.epochs, "seed": arguments.seed}
@@ -235,6 +237,7 @@ def main() -> None:
     images, labels = read_training_images(arguments.data)
     arguments.out.mkdir(parents=True, exist_ok=True)
     state = arguments.out / f"{arguments.model}{'' if arguments.refine is None else '.refined'}.training.pt"
+    start = None if arguments.refine is None else arguments.refine.with_suffix(".json")
     model, accuracy = train(arguments.model, recipe, images, labels, state, arguments.refine)
     checkpoint = arguments.out / f"{arguments.model}.safetensors"
     half = {
@@ -245,7 +248,7 @@ def main() -> None:
     model.load_state_dict(load_file(checkpoint))
     report = {
         "model": arguments.model,
-        "refined": arguments.refine is not None,
+        "start": None if start is None else json.loads(start.read_text()),
         "recipe": asdict(recipe),
         "holdout_top1": accuracy,
         "torch": torch.__version__,
