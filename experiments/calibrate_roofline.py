@@ -2,16 +2,16 @@
 
     python experiments/calibrate_roofline.py [--models mobilevit_xxs resnet18] [--seeds 3] [--isa avx2] [--save FILE]
 
-Kernels and packed models are sampled for less than a time slice each, and the lower quartile of the samples counts, so
-that other programs do not: what remains of them are evicted caches. Models have random weights and see noise: what they
-compute is void, what it costs is not.
+Kernels and packed models are sampled in turn, for less than a time slice each, and the lower quartile of the samples
+counts, so that other programs do not: what remains of them are evicted caches. Models have random weights and see
+noise: what they compute is void, what it costs is not.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,20 +23,24 @@ from evoquant.deploy import PackedModel, pack
 from evoquant.evaluate.operands import OperandCache
 from evoquant.graph import CapturedModel, capture
 from evoquant.hardware import Device, LatencyTable, Roofline, calibrate_roofline, load_device, reachable_cases
-from evoquant.hardware.table import Case, Entry, key_of
+from evoquant.hardware.table import Case, Entry, Key, key_of
 from evoquant.models import create
 from evoquant.space import preset_plan
 from evoquant.types import LayerQuantConfig
 from evoquant.types.precision import FLOAT
 
-WIDTHS = ((8, 8), (7, 8), (6, 8), (5, 8), (4, 8), (8, 4), (4, 4))
+WIDTHS = ((8, 8), (7, 8), (6, 8), (5, 8), (6, 6), (4, 8), (8, 4), (4, 4))
 PRECISIONS = [FLOAT, *(LayerQuantConfig(weight_bits=w, activation_bits=a) for w, a in WIDTHS)]
 PLANS = ("fp32", "w8a8", "w6a6", "w4a8", "w4a4")
-SAMPLES = 25
+ROUNDS = 5
+"""Over all kernels, then all models: a time in which the machine is slow meets both."""
+SAMPLES = 5
+"""Of each in a round."""
 SECONDS_PER_SAMPLE = 3e-4
 EVICTED_BYTES = 65_536
 """Streamed through the first cache before each run of a kernel: in a network, other kernels have run since."""
-LOWER_QUARTILE = 25
+Name = tuple[str, str]
+"""Of a model and a plan."""
 
 
 def main() -> None:
@@ -48,7 +52,17 @@ def main() -> None:
     arguments = parser.parse_args()
     device = load_device("host_cpu")
     captured = {name: captured_model(name) for name in arguments.models}
-    table = measured([case for model in captured.values() for case in cases_of(model, device)], arguments.isa)
+    cases = {
+        key_of(case): kernels.KernelCase(case.op, case.shape, case.precision)
+        for model in captured.values()
+        for case in cases_of(model, device)
+    }
+    runs = {
+        (name, plan): packed.timer(image)
+        for name, model in captured.items()
+        for plan, packed, image in packed_models(model, arguments.isa)
+    }
+    table, taken = measured(cases, runs, arguments.isa)
     if arguments.save:
         table.save(arguments.save)
     print(f"{table.machine['cpu']}, {table.machine['isa']}, one thread, {len(table.entries)} kernels")
@@ -60,10 +74,15 @@ def main() -> None:
         print(f"  worst: {found.held_out.worst}")
     print("| model | plan | measured ms | predicted ms by seed | predicted / measured |")
     print("|---|---|---|---|---|")
-    for name, model in captured.items():
-        devices = [found.device for found in fitted.values()]
-        for line in whole_models(name, model, devices, arguments.isa):
-            print(line)
+    for (name, plan), milliseconds in taken.items():
+        graph = captured[name].graph
+        predicted = [
+            Roofline(found.device, threads=1).latency(graph, preset_plan(plan, graph, {})).ms
+            for found in fitted.values()
+        ]
+        shown = ", ".join(f"{value:.3g}" for value in predicted)
+        ratios = ", ".join(f"{value / milliseconds:.2f}" for value in predicted)
+        print(f"| {name} | {plan} | {milliseconds:.3g} | {shown} | {ratios} |")
 
 
 def captured_model(name: str) -> CapturedModel:
@@ -77,47 +96,51 @@ def cases_of(captured: CapturedModel, device: Device) -> Iterator[Case]:
     yield from reachable_cases(graph, {op.name: PRECISIONS for op in graph.ops}, device, kernels)
 
 
-def measured(cases: list[Case], isa: str | None) -> LatencyTable:
-    wanted = {key_of(case): kernels.KernelCase(case.op, case.shape, case.precision) for case in cases}
-    timings = kernels.measure(
-        wanted.values(),
-        seconds_per_case=SAMPLES * SECONDS_PER_SAMPLE,
-        repetitions=SAMPLES,
-        isa=isa,
-        evict_bytes=EVICTED_BYTES,
-    )
-    entries = {
-        key: Entry(float(np.percentile(timing.samples, LOWER_QUARTILE)), timing.iqr_ms)
-        for key, timing in zip(wanted, timings, strict=True)
-    }
-    return LatencyTable(kernels.fingerprint(threads=1, isa=isa), 1, entries)
-
-
-def whole_models(name: str, captured: CapturedModel, devices: list[Device], isa: str | None) -> Iterator[str]:
-    """Rows of the table: packed models beside the predictions of each fitted device."""
+def packed_models(captured: CapturedModel, isa: str | None) -> Iterator[tuple[str, PackedModel, torch.Tensor]]:
+    """The model packed for each plan, and an image for it."""
     images = torch.randn(2, *captured.graph.input_shape[1:], generator=torch.Generator().manual_seed(0))
     inputs = sorted({source for op in captured.graph.ops for source in op.inputs})
     operands = OperandCache(captured, collect(captured.program, inputs, iter([images])))
-    for plan_name in PLANS:
-        plan = preset_plan(plan_name, captured.graph, {})
-        packed = pack(captured, operands, plan, isa=isa)
-        taken = packed_ms(packed, images[:1])
-        predicted = [Roofline(device, threads=1).latency(captured.graph, plan).ms for device in devices]
-        ratio = float(np.median(predicted)) / taken
-        shown = ", ".join(f"{value:.3g}" for value in predicted)
-        yield f"| {name} | {plan_name} | {taken:.3g} | {shown} | {ratio:.2f} |"
+    for name in PLANS:
+        yield name, pack(captured, operands, preset_plan(name, captured.graph, {}), isa=isa), images[:1]
 
 
-def packed_ms(packed: PackedModel, image: torch.Tensor) -> float:
-    """Lower quartile of the time that this thread computes for one image, without that of other programs."""
-    run: Callable[[int], float] = packed.timer(image)
-    run(3)
-    samples = []
+def measured(
+    cases: Mapping[Key, kernels.KernelCase], runs: Mapping[Name, Callable[[int], float]], isa: str | None
+) -> tuple[LatencyTable, dict[Name, float]]:
+    """Milliseconds of kernels, and of whole models."""
+    kernel_samples: dict[Key, list[float]] = {key: [] for key in cases}
+    model_samples: dict[Name, list[float]] = {name: [] for name in runs}
+    for round_ in range(ROUNDS):
+        timings = kernels.measure(
+            cases.values(),
+            seconds_per_case=SAMPLES * SECONDS_PER_SAMPLE,
+            repetitions=SAMPLES,
+            seed=round_,
+            isa=isa,
+            evict_bytes=EVICTED_BYTES,
+        )
+        for key, timing in zip(cases, timings, strict=True):
+            kernel_samples[key] += timing.samples
+        for name, run in runs.items():
+            model_samples[name] += thread_milliseconds(run)
+    entries = {key: Entry(*quartile_and_spread(samples)) for key, samples in kernel_samples.items()}
+    taken = {name: quartile_and_spread(samples)[0] for name, samples in model_samples.items()}
+    return LatencyTable(kernels.fingerprint(threads=1, isa=isa), 1, entries), taken
+
+
+def thread_milliseconds(run: Callable[[int], float]) -> Iterator[float]:
+    """Times that this thread computes for one image, without those of other programs."""
+    run(1)
     for _ in range(SAMPLES):
         started = time.thread_time()
         run(1)
-        samples.append(1e3 * (time.thread_time() - started))
-    return float(np.percentile(samples, LOWER_QUARTILE))
+        yield 1e3 * (time.thread_time() - started)
+
+
+def quartile_and_spread(samples: list[float]) -> tuple[float, float]:
+    low, high = np.percentile(samples, [25, 75])
+    return float(low), float(high - low)
 
 
 if __name__ == "__main__":

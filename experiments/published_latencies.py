@@ -11,9 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from evoquant.graph.capture import capture
-
 from evoquant.config.yaml_loader import load_yaml
+from evoquant.graph import capture
 from evoquant.hardware import Roofline, load_device
 from evoquant.models import create
 from evoquant.types import LayerQuantConfig, ModelGraph, Op

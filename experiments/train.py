@@ -83,8 +83,11 @@ _REFINEMENT = Recipe(
     small_share=0.0,
     seed=1,
 )
-REFINEMENTS = dict.fromkeys(("mobilevit_xxs", "mobilevitv2_050"), _REFINEMENT)
-"""Second, shorter cycles that start from a checkpoint."""
+REFINEMENTS = {
+    "mobilevit_xxs": _REFINEMENT,
+    "mobilevitv2_050": replace(_REFINEMENT, epochs=20, learning_rate=2e-3, weight_decay=0.05, seed=3),
+}
+"""Further cycles that start from a checkpoint."""
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -190,6 +193,8 @@ def train(
     first = 0
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
+        if state["recipe"] != asdict(recipe):
+            raise SystemExit(f"{state_path} is of another recipe: delete it, or name another --out")
         first = state["epoch"]
         for key, part in parts.items():
             part.load_state_dict(state[key])
@@ -214,7 +219,8 @@ def train(
         seconds = time.perf_counter() - started
         progress = f"loss {loss:.3f} top1 {last:.2f} averaged {averaged:.2f} {seconds:.0f}s"
         print(f"{name} epoch {epoch + 1}/{recipe.epochs} {progress}", flush=True)
-        torch.save({"epoch": epoch + 1, **{key: part.state_dict() for key, part in parts.items()}}, state_path)
+        state = {"recipe": asdict(recipe), "epoch": epoch + 1}
+        torch.save({**state, **{key: part.state_dict() for key, part in parts.items()}}, state_path)
     return (average.module, averaged) if averaged > last else (model, last)
 
 

@@ -1,8 +1,8 @@
 """Fitting the roofline of a machine to its own latency table, and judging it on entries that it has not seen.
 
 The rate of each native type and work class, two bandwidths (what fits the cache, and what does not), the size of that
-cache, the rate of quantization and one launch time are fitted; everything else of the device stays. Entries are those
-of ``evoquant.kernels``: kernels that read and write floating point and quantize inside.
+cache, the rate of quantizing inputs and scaling results, and one launch time are fitted; everything else of the device
+stays. Entries are those of ``evoquant.kernels``: kernels that read and write floating point and quantize inside.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from evoquant.errors import HardwareError
 from evoquant.hardware.device import FLOAT_TYPES, Device, Memory, Precision
 from evoquant.hardware.provenance import Kind, Quantity
 from evoquant.hardware.table import Key, LatencyTable
-from evoquant.hardware.work import WorkClass
+from evoquant.hardware.work import SPECIAL_FUNCTIONS, WorkClass
 
 _FLOAT_BYTES = 4
 _ROUNDS = 5
@@ -28,12 +28,10 @@ _CACHE_BYTES = tuple(2**power for power in range(18, 25))
 _PRECISION = re.compile(r"w(\d+)a(\d+)")
 _SOURCE = "latency_table"
 _START = (40.0, 20.0, 1e-3, 20.0)
-"""Cache and DRAM bandwidth (10⁹ B/s), launch (ms), quantization (10⁹ values/s)."""
-_CACHE, _DRAM, _LAUNCH, _QUANTIZE = range(4)
-_EXPONENTIAL = frozenset({"silu", "gelu", "sigmoid"})
-_TENSOR_KERNELS = frozenset(
-    {"softmax", "layer_norm", "mean", "add", "mul", "relu", "relu6", "hard_swish", "hard_sigmoid", *_EXPONENTIAL}
-)
+"""Cache and DRAM bandwidth (10⁹ B/s), launch (ms), quantizing and scaling (10⁹ values/s)."""
+_CACHE, _DRAM, _LAUNCH, _CONVERT = range(4)
+_TWO_INPUTS = frozenset({"add", "mul"})
+_TENSOR_KERNELS = SPECIAL_FUNCTIONS | _TWO_INPUTS | {"mean", "relu", "relu6", "hard_swish", "hard_sigmoid"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +45,7 @@ class KernelWork:
         read: Activations read.
         written: Values written.
         weight_bytes: Bytes of its weights as stored.
-        is_quantized: Whether it quantizes its input.
+        is_quantized: Whether it quantizes its input and scales its result.
         applied: Results that a function with an exponential is applied to before they are stored.
     """
 
@@ -59,6 +57,10 @@ class KernelWork:
     weight_bytes: float
     is_quantized: bool
     applied: int = 0
+
+
+_Row = tuple[Key, float, KernelWork]
+"""Entry of a table, its time in milliseconds, what it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +115,21 @@ def calibrate_roofline(table: LatencyTable, device: Device, *, seed: int = 0) ->
     ]
     if len(rows) < 8:
         raise HardwareError(f"A roofline needs at least 8 measured entries of products, but the table has {len(rows)}.")
-    order = np.random.default_rng(seed).permutation(len(rows))
-    first = [rows[index] for index in order[: len(rows) // 2]]
-    second = [rows[index] for index in order[len(rows) // 2 :]]
+    first, second = _halves(rows, seed)
     works, times = [work for *_, work in first], np.array([time for _, time, _ in first])
     fits = [_Fit(works, times, device.float_type, cache_bytes) for cache_bytes in _CACHE_BYTES]
     fit = min(fits, key=lambda fit: fit.run())
     return Calibration(_calibrated(device, fit), _errors(fit, first), _errors(fit, second))
+
+
+def _halves(rows: Sequence[_Row], seed: int) -> tuple[list[_Row], list[_Row]]:
+    """Divide entries at random, so that both halves have as many of each type and class, of every size."""
+    ranked = sorted(rows, key=lambda row: (row[2].work, row[2].native, row[2].macs, row[0]))
+    swaps = np.random.default_rng(seed).integers(2, size=-(-len(ranked) // 2))
+    halves: tuple[list[_Row], list[_Row]] = ([], [])
+    for index, row in enumerate(ranked):
+        halves[(index + swaps[index // 2]) % 2].append(row)
+    return halves
 
 
 def kernel_work(key: Key, device: Device) -> KernelWork | None:
@@ -127,9 +137,12 @@ def kernel_work(key: Key, device: Device) -> KernelWork | None:
     op, _, function = key.op.partition("+")
     if op in _TENSOR_KERNELS:
         values = prod(key.shape)
-        return KernelWork(WorkClass.ELEMENTWISE, device.float_type, values, values, values, 0.0, is_quantized=False)
+        read = 2 * values if op in _TWO_INPUTS else values
+        written = key.shape[-1] if op == "mean" else values
+        computed = values if op in SPECIAL_FUNCTIONS else 0
+        return KernelWork(WorkClass.ELEMENTWISE, device.float_type, computed, read, written, 0.0, is_quantized=False)
     work = _product(op, key, device)
-    return replace(work, applied=work.written) if work is not None and function in _EXPONENTIAL else work
+    return replace(work, applied=work.written) if work is not None and function in SPECIAL_FUNCTIONS else work
 
 
 def _product(op: str, key: Key, device: Device) -> KernelWork | None:
@@ -194,7 +207,7 @@ class _Fit:
     def _start_rate(self, key: tuple[str, WorkClass]) -> float:
         """The rate of the entries of a type and class that are fastest, as if nothing but products took time."""
         rows = zip(self.works, self.times_ms, strict=True)
-        rates = [work.macs / time / 1e6 for work, time in rows if (work.native, work.work) == key]
+        rates = [work.macs / time / 1e6 for work, time in rows if work.macs and (work.native, work.work) == key]
         return float(np.percentile(rates, 90)) if rates else 1.0
 
     def run(self) -> float:
@@ -228,7 +241,7 @@ class _Fit:
             np.array([w.macs for w in works], dtype=np.float64),
             moved,
             np.where(moved <= self.cache_bytes, _CACHE, _DRAM),
-            np.array([w.read if w.is_quantized else 0 for w in works], dtype=np.float64),
+            np.array([w.read + w.written if w.is_quantized else 0 for w in works], dtype=np.float64),
             np.array([w.applied for w in works], dtype=np.float64),
             np.array([self.rates[w.native, w.work] for w in works]),
             next(index for (_, work), index in self.rates.items() if work is WorkClass.ELEMENTWISE),
@@ -240,7 +253,7 @@ class _Columns:
     macs: npt.NDArray[np.float64]
     moved: npt.NDArray[np.float64]
     bandwidth: npt.NDArray[np.int64]
-    quantized: npt.NDArray[np.float64]
+    converted: npt.NDArray[np.float64]
     applied: npt.NDArray[np.float64]
     rate: npt.NDArray[np.int64]
     applied_rate: int
@@ -251,13 +264,13 @@ def _times_ms(parameters: npt.NDArray[np.float64], columns: _Columns) -> npt.NDA
     values = np.exp(parameters)
     compute = columns.macs / values[columns.rate] / 1e6
     moved = columns.moved / values[columns.bandwidth] / 1e6
-    quantized = columns.quantized / values[_QUANTIZE] / 1e6
+    converted = columns.converted / values[_CONVERT] / 1e6
     applied = columns.applied / values[columns.applied_rate] / 1e6
-    times: npt.NDArray[np.float64] = np.maximum(compute, moved) + quantized + applied + values[_LAUNCH]
+    times: npt.NDArray[np.float64] = np.maximum(compute, moved) + converted + applied + values[_LAUNCH]
     return times
 
 
-def _errors(fit: _Fit, rows: Sequence[tuple[Key, float, KernelWork]]) -> FitErrors:
+def _errors(fit: _Fit, rows: Sequence[_Row]) -> FitErrors:
     predicted = fit.predict([work for *_, work in rows])
     errors = np.abs(predicted / np.array([time for _, time, _ in rows]) - 1)
     judged = np.flatnonzero(~np.isnan(errors))
@@ -278,8 +291,10 @@ def _calibrated(device: Device, fit: _Fit) -> Device:
         for work, rate in rates.items():
             shares[f"{native}/{work}"] = _fitted(rate / peak, "rate of the class over the largest rate of the type")
         if native not in FLOAT_TYPES:
-            share = min(float(values[_QUANTIZE]) / peak, 1.0)
-            shares[f"{native}/{WorkClass.ELEMENTWISE}"] = _fitted(share, "quantized input values over the largest rate")
+            share = min(float(values[_CONVERT]) / peak, 1.0)
+            shares[f"{native}/{WorkClass.ELEMENTWISE}"] = _fitted(
+                share, "inputs quantized and results scaled, over the largest rate"
+            )
     cache = _fitted(float(max(values[_CACHE], values[_DRAM])), "kernels that fit the cache, repeated on their operands")
     dram = _fitted(float(values[_DRAM]), "kernels that do not fit the cache")
     size = _fitted(fit.cache_bytes, "the power of two that fits best")

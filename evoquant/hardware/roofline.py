@@ -20,7 +20,7 @@ from evoquant.hardware.latency import LatencyEstimate
 from evoquant.hardware.legality import Legal, legalise
 from evoquant.hardware.provenance import Kind, kinds_of
 from evoquant.hardware.tensors import TensorTable
-from evoquant.hardware.work import WorkClass, elements, read_elements, stored_bytes, work_class
+from evoquant.hardware.work import SPECIAL_FUNCTIONS, WorkClass, elements, read_elements, stored_bytes, work_class
 from evoquant.types.graph import ModelGraph, Node, Op, OpKind
 from evoquant.types.precision import FLOAT_BITS, LayerQuantConfig
 from evoquant.types.storage import weight_bytes
@@ -45,8 +45,8 @@ class Roofline:
     An operation reads its input and its weights as stored and writes its result at the width of its own input. Its
     weights come from DRAM; its activations from the cache if they fit there together, else from DRAM. On a device whose
     ``weights_from`` is ``cache``, all of them come from the cache if they fit there together. Where kernels read and
-    write floating point, each quantizes its input in a pass of its own, and applies a function to its result while
-    storing it.
+    write floating point, each quantizes its input and scales its result in passes of their own, and applies a function
+    to its result while storing it. Elementwise work costs its bytes, or its arithmetic if that is a special function.
 
     Args:
         device: The device.
@@ -105,7 +105,7 @@ class Roofline:
         moved_s = self._moved_s((read_elements(op) + elements(op.output_shape)) * width, weights)
         inside_s = 0.0
         if device.activations == "float" and config.activation_bits < FLOAT_BITS:
-            inside_s = self._quantize_s(read_elements(op), legal.executed)
+            inside_s = self._convert_s(read_elements(op) + elements(op.output_shape), legal.executed)
         return (max(compute_s, moved_s) + inside_s) * _MS_PER_S + device.overhead.operation_us.value * _MS_PER_US
 
     def float_ops_ms(self, tensors: TensorTable) -> float:
@@ -148,7 +148,7 @@ class Roofline:
             return (activation_bytes + warm) / (bandwidth * _GIGA)
         return activation_bytes / (bandwidth * _GIGA) + weights / (memory.dram_gb_per_s.value * _GIGA)
 
-    def _quantize_s(self, values: int, native: NativeType) -> float:
+    def _convert_s(self, values: int, native: NativeType) -> float:
         rate = native.peak_gmacs_per_s * self.device.utilisation(native, WorkClass.ELEMENTWISE).value * self._share
         return values / (rate * _GIGA)
 
@@ -170,11 +170,10 @@ class Roofline:
 
     def _node_ms(self, graph: ModelGraph, node: Node) -> float:
         device = self.device
-        rate = self._float_rate()
         read = sum(graph.node[name].elements for name in node.inputs)
         moved_s = self._moved_s((read + node.elements) * device.float_bytes, 0)
-        launch = device.overhead.operation_us.value * _MS_PER_US
-        return max(max(read, node.elements) / (rate * _GIGA), moved_s) * _MS_PER_S + launch
+        compute_s = node.elements / (self._float_rate() * _GIGA) if node.kind in SPECIAL_FUNCTIONS else 0.0
+        return max(compute_s, moved_s) * _MS_PER_S + device.overhead.operation_us.value * _MS_PER_US
 
 
 def fused_nodes(graph: ModelGraph, kinds: Sequence[str]) -> set[str]:

@@ -9,6 +9,11 @@ from math import prod
 from evoquant.types.graph import Op, OpKind
 from evoquant.types.precision import FLOAT_BITS, LayerQuantConfig
 
+SPECIAL_FUNCTIONS = frozenset(
+    {"softmax", "layer_norm", "group_norm", "silu", "gelu", "sigmoid", "tanh", "exp", "rsqrt", "sqrt", "div"}
+)
+"""Elementwise work whose arithmetic takes longer than to move its values: an exponential, a division or a root each."""
+
 
 class WorkClass(StrEnum):
     """Operations of one class use about the same share of a device's peak rate."""
