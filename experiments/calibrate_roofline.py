@@ -116,6 +116,7 @@ def measured(
             cases.values(),
             seconds_per_case=SAMPLES * SECONDS_PER_SAMPLE,
             repetitions=SAMPLES,
+            passes=1,
             seed=round_,
             isa=isa,
             evict_bytes=EVICTED_BYTES,

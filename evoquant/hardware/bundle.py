@@ -3,7 +3,8 @@
 Each distinct case becomes an ONNX model of one operation, weights of random codes inside. ``run.py`` of the folder
 times them with nothing but onnxruntime and writes a latency table in the published format, which ``read_table`` reads.
 ONNX Runtime multiplies bytes or floats, so every quantized case is a model of 8-bit codes, and cases that differ only
-below 8 bits share one model; a device that computes in 4 bits needs a table from its own tool.
+below 8 bits share one model; a device that computes in 4 bits needs a table from its own tool. Where a device takes
+activations without zero points only (TensorRT, the Neural Engine), they are signed bytes.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ class BundleItem:
         case: Its name in the table.
         op: An operation that stands for it; None for a kernel on tensors.
         is_quantized: Whether it is executed on codes.
+        is_symmetric: Whether its activations have no zero point.
     """
 
     case: Case
     op: Op | None = None
     is_quantized: bool = False
+    is_symmetric: bool = False
 
 
 def bundle_items(
@@ -47,7 +50,8 @@ def bundle_items(
         HardwareError: If a configuration has no legal form or no kernel.
     """
     for op, config, case in op_cases(graph, choices, device, kernels):
-        yield BundleItem(case, op, FLOAT_BITS not in (config.weight_bits, config.activation_bits))
+        is_quantized = FLOAT_BITS not in (config.weight_bits, config.activation_bits)
+        yield BundleItem(case, op, is_quantized, is_quantized and config.use_symmetric)
     for case in float_work(graph, kernels, device.fused).cases:
         yield BundleItem(case)
 
@@ -72,7 +76,7 @@ def write_bundle(folder: Path, items: Iterable[BundleItem]) -> int:
     files: dict[tuple[object, ...], str] = {}
     entries: list[dict[str, object]] = []
     for key, item in sorted(unique.items()):
-        signature = (key.op, key.shape, item.is_quantized)
+        signature = (key.op, key.shape, item.is_quantized, item.is_symmetric)
         if signature not in files:
             kind = "int8" if item.is_quantized else "float"
             files[signature] = f"models/{len(files):04d}_{key.op.replace('+', '_')}_{kind}.onnx"
@@ -89,4 +93,4 @@ def _model(item: BundleItem) -> bytes:
     op, _, activation = item.case.op.partition("+")
     if item.op is None:
         return tensor_model(op, item.case.shape)
-    return one_op_model(item.op, quantized=item.is_quantized, activation=activation)
+    return one_op_model(item.op, quantized=item.is_quantized, symmetric=item.is_symmetric, activation=activation)

@@ -16,18 +16,19 @@ _SCALE = 0.02
 _UNSIGNED_ZERO_POINT = 128
 
 
-def one_op_model(op: Op, *, quantized: bool, activation: str = "") -> bytes:
+def one_op_model(op: Op, *, quantized: bool, symmetric: bool = False, activation: str = "") -> bytes:
     """A convolution, linear layer or matmul at batch size 1.
 
     Args:
         op: The operation.
         quantized: 8-bit codes in and out (QDQ form: unsigned activations, signed weights per channel), else FP32.
+        symmetric: Signed activations without a zero point, which is all that some runtimes execute.
         activation: Name of the kernel applied to the result: ``relu``, ``silu``, ``gelu``, ...; empty for none.
 
     Raises:
         HardwareError: If the package ``onnx`` is missing.
     """
-    maker = _Maker(quantized)
+    maker = _Maker(quantized, symmetric)
     inputs = [maker.input("x", op.input_shape)]
     if op.kind is OpKind.MATMUL:
         inputs.append(maker.input("y", op.weight_shape))
@@ -63,7 +64,7 @@ def tensor_model(kernel: str, shape: Sequence[int]) -> bytes:
 class _Maker:
     """Collects the parts of a graph; with ``quantized``, tensors are codes with quantize and dequantize around."""
 
-    def __init__(self, quantized: bool) -> None:
+    def __init__(self, quantized: bool, symmetric: bool = False) -> None:
         try:
             import onnx
         except ImportError as error:
@@ -73,16 +74,18 @@ class _Maker:
         self.helper: Any = onnx.helper
         self.types: Any = onnx.TensorProto
         self.quantized = quantized
+        self.codes: int = self.types.INT8 if symmetric else self.types.UINT8
         self.random = np.random.default_rng(0)
         self.nodes: list[Any] = []
         self.inputs: list[Any] = []
         self.constants: list[Any] = []
         if quantized:
             self.constant("scale", np.array(_SCALE, np.float32))
-            self.constant("zero", np.array(_UNSIGNED_ZERO_POINT, np.uint8))
+            zero = np.array(0, np.int8) if symmetric else np.array(_UNSIGNED_ZERO_POINT, np.uint8)
+            self.constant("zero", zero)
 
     def input(self, name: str, shape: Sequence[int]) -> str:
-        kind = self.types.UINT8 if self.quantized else self.types.FLOAT
+        kind = self.codes if self.quantized else self.types.FLOAT
         self.inputs.append(self.helper.make_tensor_value_info(name, kind, shape))
         return self.node("DequantizeLinear", [name, "scale", "zero"]) if self.quantized else name
 
@@ -113,7 +116,7 @@ class _Maker:
         kind = self.types.FLOAT
         if self.quantized:
             scale = self.constant("out_scale", np.array(10 * _SCALE, np.float32))
-            result, kind = self.node("QuantizeLinear", [result, scale, "zero"]), self.types.UINT8
+            result, kind = self.node("QuantizeLinear", [result, scale, "zero"]), self.codes
         outputs = [self.helper.make_tensor_value_info(result, kind, shape)]
         graph = self.helper.make_graph(self.nodes, "one_operation", self.inputs, outputs, self.constants)
         opset = self.helper.make_opsetid("", OPSET)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -23,8 +24,8 @@ class Timing:
 
     Attributes:
         case: What was timed.
-        median_ms: Median of the samples, milliseconds.
-        iqr_ms: Distance of their quartiles, milliseconds.
+        median_ms: Median of the samples of a pass, of the fastest pass, milliseconds.
+        iqr_ms: Distance of the quartiles of all samples, milliseconds.
         samples: Milliseconds per run, in the order they were taken.
     """
 
@@ -38,23 +39,26 @@ def measure(
     cases: Iterable[KernelCase],
     *,
     threads: int = 1,
-    seconds_per_case: float = 0.02,
-    repetitions: int = 7,
+    seconds_per_case: float = 0.03,
+    repetitions: int = 5,
+    passes: int = 3,
     seed: int = 0,
     isa: str | None = None,
     evict_bytes: int = 0,
 ) -> list[Timing]:
-    """Time each case: ``repetitions`` rounds over all cases, each round in another random order.
+    """Time each case: ``repetitions`` rounds over all cases, each in another random order, and all that ``passes`` times.
 
     Operands are random, from the seed. One round runs a case as often as fits into
-    ``seconds_per_case / repetitions``, at least once, and takes the mean of these runs as one sample. Time it alone:
-    other work on the machine is measured too.
+    ``seconds_per_case / (passes · repetitions)``, at least once, and takes the mean of these runs as one sample. A
+    machine that is slow for some seconds slows one pass of a case, so the fastest pass counts. Time it alone all the
+    same: other work on the machine is measured too.
 
     Args:
         cases: What to time; equal cases are timed once for each mention.
         threads: Threads of the kernel pool; restored afterwards.
         seconds_per_case: Time to spend on each case, preparation aside.
-        repetitions: Number of samples per case.
+        repetitions: Number of samples per case and pass.
+        passes: How often the whole list is gone through.
         seed: Of the operands and the order.
         isa: Instruction set; None takes the best, capped by ``EVOQUANT_ISA``.
         evict_bytes: Memory that is streamed through the caches before every run, after which the input is read
@@ -67,20 +71,22 @@ def measure(
         KernelError: If a case has no kernel or the native module is missing.
     """
     wanted = list(cases)
-    if threads < 1 or repetitions < 1 or not seconds_per_case > 0:
+    if min(threads, repetitions, passes) < 1 or not seconds_per_case > 0:
         raise KernelError(
-            f"measure: expected positive threads, repetitions and seconds_per_case, but got {threads}, "
-            f"{repetitions} and {seconds_per_case}."
+            f"measure: expected positive threads, repetitions, passes and seconds_per_case, but got {threads}, "
+            f"{repetitions}, {passes} and {seconds_per_case}."
         )
     rng = np.random.default_rng(seed)
-    timings: list[Timing] = []
+    seconds = seconds_per_case / (passes * repetitions)
+    found: list[list[list[float]]] = [[] for _ in wanted]
     with _settings(threads, evict_bytes):
-        for start in range(0, len(wanted), CASES_AT_ONCE):
-            chunk = wanted[start : start + CASES_AT_ONCE]
-            runs = [workload(case, rng, isa=isa) for case in chunk]
-            samples = interleave(runs, seconds_per_case / repetitions, repetitions, rng)
-            timings += [timing(case, values) for case, values in zip(chunk, samples, strict=True)]
-    return timings
+        for _ in range(passes):
+            for start in range(0, len(wanted), CASES_AT_ONCE):
+                chunk = range(start, min(start + CASES_AT_ONCE, len(wanted)))
+                runs = [workload(wanted[index], rng, isa=isa) for index in chunk]
+                for index, samples in zip(chunk, interleave(runs, seconds, repetitions, rng), strict=True):
+                    found[index].append(samples)
+    return [timing(case, passed) for case, passed in zip(wanted, found, strict=True)]
 
 
 def interleave(
@@ -102,10 +108,11 @@ def interleave(
     return samples
 
 
-def timing(case: KernelCase, samples: Sequence[float]) -> Timing:
-    """Median and quartiles of samples in milliseconds."""
-    low, median, high = np.percentile(samples, [25, 50, 75])
-    return Timing(case, float(median), float(high - low), tuple(samples))
+def timing(case: KernelCase, passes: Sequence[Sequence[float]]) -> Timing:
+    """Median and quartiles of the samples of some passes in milliseconds."""
+    samples = tuple(chain.from_iterable(passes))
+    low, high = np.percentile(samples, [25, 75])
+    return Timing(case, min(float(np.median(each)) for each in passes), float(high - low), samples)
 
 
 def _repeats(run: Callable[[int], float], seconds: float) -> int:

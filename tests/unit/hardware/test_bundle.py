@@ -7,8 +7,10 @@ from math import erf
 import numpy as np
 import pytest
 
+from evoquant import kernels
 from evoquant.errors import HardwareError
-from evoquant.hardware.bundle import BundleItem, write_bundle
+from evoquant.hardware import load_device
+from evoquant.hardware.bundle import BundleItem, bundle_items, write_bundle
 from evoquant.hardware.onnx_models import one_op_model, tensor_model
 from evoquant.hardware.table import read_table
 from evoquant.types import LayerQuantConfig
@@ -25,21 +27,23 @@ class Case:
     precision: str
 
 
-def items(graph):
+def items(graph, *, is_symmetric=False):
     return [
-        BundleItem(Case(op.kind.value, op.gemm, config.label), op, config is not FLOAT)
+        BundleItem(Case(op.kind.value, op.gemm, config.label), op, config is not FLOAT, is_symmetric)
         for op in graph.ops
         for config in (FLOAT, LayerQuantConfig(), LayerQuantConfig(weight_bits=4))
     ]
 
 
 @pytest.mark.parametrize("name", ["stem", "blocks.0.dw", "blocks.0.expand", "attn.q", "attn.qk", "head"])
-@pytest.mark.parametrize("quantized", [True, False])
-def test_a_model_gives_the_shape_of_the_operation(hybrid, name, quantized):
+@pytest.mark.parametrize(
+    ("quantized", "symmetric", "dtype"), [(True, False, np.uint8), (True, True, np.int8), (False, False, np.float32)]
+)
+def test_a_model_gives_the_shape_of_the_operation(hybrid, name, quantized, symmetric, dtype):
     op = hybrid.op[name]
-    session = ort.InferenceSession(one_op_model(op, quantized=quantized), providers=["CPUExecutionProvider"])
-    dtype = np.uint8 if quantized else np.float32
-    feed = {value.name: np.full(value.shape, 130, dtype) for value in session.get_inputs()}
+    model = one_op_model(op, quantized=quantized, symmetric=symmetric)
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    feed = {value.name: np.full(value.shape, 120, dtype) for value in session.get_inputs()}
     (out,) = session.run(None, feed)
     assert out.shape == op.output_shape
     assert out.dtype == dtype
@@ -100,9 +104,10 @@ def test_an_activation_is_part_of_the_model(builder):
     np.testing.assert_array_equal(fused.run(None, feed)[0], np.maximum(plain.run(None, feed)[0], 0))
 
 
-def test_the_runner_needs_no_evoquant_and_its_table_is_read(hybrid, tmp_path):
+@pytest.mark.parametrize("is_symmetric", [False, True])
+def test_the_runner_needs_no_evoquant_and_its_table_is_read(hybrid, tmp_path, is_symmetric):
     folder = tmp_path / "bundle"
-    wanted = items(hybrid)
+    wanted = items(hybrid, is_symmetric=is_symmetric)
     count = write_bundle(folder, wanted)
     assert count == len(list((folder / "models").iterdir())) < len(wanted)
     command = [sys.executable, "-I", "run.py", "--repetitions", "2"]
@@ -123,6 +128,14 @@ def test_widths_below_8_share_the_model_of_8(hybrid, tmp_path):
     for (op, shape, precision), model in models.items():
         if precision == "W4A8":
             assert model == models[op, shape, "W8A8"] != models[op, shape, "FP32"]
+
+
+@pytest.mark.parametrize(("device", "is_symmetric"), [("nvidia_t4", True), ("raspberry_pi_5", False)])
+def test_codes_have_the_zero_points_that_the_device_takes(hybrid, device, is_symmetric):
+    choices = {op.name: [LayerQuantConfig(), FLOAT] for op in hybrid.ops}
+    found = list(bundle_items(hybrid, choices, load_device(device), kernels))
+    assert {item.is_symmetric for item in found if item.is_quantized} == {is_symmetric}
+    assert not any(item.is_symmetric for item in found if not item.is_quantized)
 
 
 def test_a_folder_with_files_is_left_alone(hybrid, tmp_path):

@@ -35,10 +35,10 @@ CASES = [
 
 @needs_native
 def test_every_kind_of_case_can_be_timed():
-    timings = measure(CASES, seconds_per_case=1e-4, repetitions=3)
+    timings = measure(CASES, seconds_per_case=1e-4, repetitions=3, passes=2)
     assert [timing.case for timing in timings] == CASES
     for one in timings:
-        assert len(one.samples) == 3
+        assert len(one.samples) == 6
         assert min(one.samples) <= one.median_ms <= max(one.samples)
         assert one.median_ms > 0
         assert one.iqr_ms >= 0
@@ -77,7 +77,9 @@ def test_rounds_are_interleaved_and_statistics_are_those_of_the_samples():
     rounds = [set(order[start : start + 2]) for start in range(len(order) - 8, len(order), 2)]
     assert rounds == [{"a", "b"}] * 4
     assert np.allclose(samples, 1.0)
-    assert timing(CASES[0], [1.0, 2.0, 3.0, 4.0, 5.0]).iqr_ms == 2.0
+    slow_then_fast = timing(CASES[0], [[5.0, 4.0, 6.0], [1.0, 3.0, 2.0]])
+    assert slow_then_fast.median_ms == 2.0
+    assert slow_then_fast.iqr_ms == 2.5
 
 
 @needs_native
