@@ -46,7 +46,7 @@ def measure(
     isa: str | None = None,
     evict_bytes: int = 0,
 ) -> list[Timing]:
-    """Time each case: ``repetitions`` rounds over all cases, each in another random order, and all that ``passes`` times.
+    """Time each case: ``repetitions`` rounds over all cases, each in another order, and all that ``passes`` times.
 
     Operands are random, from the seed. One round runs a case as often as fits into
     ``seconds_per_case / (passes · repetitions)``, at least once, and takes the mean of these runs as one sample. A
