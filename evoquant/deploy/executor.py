@@ -144,8 +144,9 @@ def _add_tensor_step(program: Program, step: Step, reads: dict[str, FloatArray],
         program.copy(reads["x"], out, factor=settings["factor"])
     elif step.kind == "activate":
         program.activate(settings["function"], reads["x"], out)
-    elif step.kind == "layer_norm":
-        program.layer_norm(reads["x"], reads["weight"], reads["bias"], settings["epsilon"], out)
+    elif step.kind in ("layer_norm", "group_norm"):
+        norm = getattr(program, step.kind)
+        norm(reads["x"], reads["weight"], reads["bias"], settings["epsilon"], out)
     elif step.kind == "scale_rows":
         program.scale_rows(reads["x"], reads["scale"], reads.get("shift"), out)
     elif step.kind == "max_pool":

@@ -77,6 +77,34 @@ class Layout:
             return None
         return tuple(axis[0][1] if axis else 0 for axis in self.axes)
 
+    def row_stride(self, axis: int) -> int | None:
+        """Stride between rows along a contiguous axis, if the other axes number the rows in any order without gaps."""
+        if self.axes[axis] != ((self.shape[axis], 1),):
+            return None
+        others = [factor for index, inner in enumerate(self.axes) if index != axis % len(self.axes) for factor in inner]
+        outer = merged(sorted(others, key=lambda factor: -factor[1]))
+        if len(outer) > 1:
+            return None
+        return outer[0][1] if outer else self.shape[axis]
+
+    def with_row(self, axis: int, length: int) -> tuple[Axis, ...]:
+        """Axes of a tensor that has the rows of this one in the same order, but each of another length, and no gaps."""
+        stride = self.row_stride(axis)
+        assert stride is not None, "the axis is contiguous"
+        axes = [tuple((size, step // stride * length) for size, step in inner) for inner in self.axes]
+        axes[axis] = ((length, 1),) if length != 1 else ()
+        return tuple(axes)
+
+    def compact(self) -> tuple[Axis, ...] | None:
+        """Axes of the same values in the same order of memory without gaps; None where values are repeated."""
+        stride, found = 1, {}
+        for factor in sorted({f for axis in self.axes for f in axis}, key=lambda factor: factor[1]):
+            if factor[1] == 0:
+                return None
+            found[factor] = (factor[0], stride)
+            stride *= factor[0]
+        return tuple(merged(found[factor] for factor in axis) for axis in self.axes)
+
     def reshape(self, shape: tuple[int, ...]) -> Layout | None:
         """The same values in another shape, or None where that needs a copy.
 

@@ -25,18 +25,20 @@ Options = Mapping[str, Any]
 
 @handles("conv2d")
 def _conv(lowering: Lowering, node: fx.Node, arguments: Arguments, _options: Options) -> Any:  # noqa: ANN401
+    """A pointwise convolution takes and gives pixels in any order, as the patches of MobileViTv2 have them."""
     op = lowering.ops.get(node.name)
     if op is None or op.geometry is None:
         return NotImplemented
     x: Layout = arguments[0]
-    out = lowering.space.new(lowering.shape(node), order=(0, 2, 3, 1))
     _, channels, height, width = x.shape
     geometry = op.geometry
     is_pointwise = geometry.kernel == geometry.stride == geometry.dilation == (1, 1) and geometry.padding == (0, 0)
     if is_pointwise and geometry.groups == 1:
-        matrix = lowering.space.reshaped(node.name, x.permute((0, 2, 3, 1)), (height * width, channels))
-        view = lowering.space.rows(node.name, matrix)
-        return _product(lowering, node, op, "gemm", view, out)
+        if x.row_stride(1) is None:
+            x = lowering.space.ordered(node.name, x, (0, 2, 3, 1))
+        view = View(x.buffer, (height * width, channels), (x.row_stride(1) or channels, 1), x.offset)
+        return _product(lowering, node, op, "gemm", view, lowering.space.new_of(x.with_row(1, op.weight_shape[0])))
+    out = lowering.space.new(lowering.shape(node), order=(0, 2, 3, 1))
     is_depthwise = geometry.groups == channels == op.weight_shape[0] and channels > 1
     kind = "depthwise" if is_depthwise else "conv"
     return _product(lowering, node, op, kind, lowering.space.image(node.name, x), out)

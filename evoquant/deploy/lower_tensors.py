@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -132,32 +133,63 @@ def _layer_norm(lowering: Lowering, node: fx.Node, arguments: Arguments, options
     epsilon = arguments[4] if len(arguments) > 4 else options.get("eps", 1e-5)
     space, columns = lowering.space, shape[0]
     x = space.ordered(node.name, x)
+    return _normalized(lowering, node, x, columns, weight, bias, epsilon)
+
+
+@handles("group_norm")
+def _group_norm(lowering: Lowering, node: fx.Node, arguments: Arguments, options: Options) -> Any:  # noqa: ANN401
+    given = (*arguments, *(None,) * 3)
+    x, groups, weight, bias = given[:4]
+    if groups != 1 or x.shape[0] != 1:
+        return NotImplemented
+    epsilon = arguments[4] if len(arguments) > 4 else options.get("eps", 1e-5)
+    columns = x.shape[1]
+    if not x.is_dense or x.axes[1] != ((columns, 1),):
+        x = lowering.space.ordered(node.name, x, (0, *range(2, len(x.axes)), 1))
+    return _normalized(lowering, node, x, columns, weight, bias, epsilon)
+
+
+def _normalized(
+    lowering: Lowering,
+    node: fx.Node,
+    x: Layout,
+    columns: int,
+    weight: Layout | None,
+    bias: Layout | None,
+    epsilon: float,
+) -> Layout:
+    """A norm of a dense tensor whose innermost axis has a weight and a bias for each index."""
+    space = lowering.space
     out = space.new_like(x)
-    weight = _ones(space, columns) if weight is None else flat(weight)
-    bias = flat(space.constant(f"zeros.{columns}", torch.zeros(columns))) if bias is None else flat(bias)
-    rows = x.elements // columns
-    reads = {"x": _matrix(x, rows, columns), "weight": weight, "bias": bias}
-    space.add("layer_norm", node.name, reads, _matrix(out, rows, columns), {"epsilon": epsilon})
+    reads = {
+        "x": _matrix(x, x.elements // columns, columns),
+        "weight": _ones(space, columns) if weight is None else flat(weight),
+        "bias": flat(space.constant(f"zeros.{columns}", torch.zeros(columns)) if bias is None else bias),
+    }
+    space.add(operator_name(node), node.name, reads, _matrix(out, x.elements // columns, columns), {"epsilon": epsilon})
     return out
 
 
-@handles("mean", "adaptive_avg_pool2d")
-def _mean(lowering: Lowering, node: fx.Node, arguments: Arguments, _options: Options) -> Any:  # noqa: ANN401
+@handles("mean", "sum", "adaptive_avg_pool2d")
+def _mean(lowering: Lowering, node: fx.Node, arguments: Arguments, options: Options) -> Any:  # noqa: ANN401
     x: Layout = arguments[0]
-    shape = x.shape
+    shape, space = x.shape, lowering.space
     if operator_name(node) == "adaptive_avg_pool2d":
         axes = [2, 3] if list(arguments[1]) == [1, 1] else []
     else:
         axes = sorted(axis % len(shape) for axis in arguments[1]) if len(arguments) > 1 and arguments[1] else []
     kept = [axis for axis in range(len(shape)) if axis not in axes and shape[axis] > 1]
-    if not axes or len(kept) != 1:
+    keeps_axes = len(lowering.shape(node)) == len(shape)
+    if not axes or not kept or options or (len(kept) > 1 and not keeps_axes):
         return NotImplemented
-    order = (*(axis for axis in range(len(shape)) if axis != kept[0]), kept[0])
-    x = lowering.space.ordered(node.name, x, order)
-    columns = shape[kept[0]]
-    out = lowering.space.new(lowering.shape(node))
-    lowering.space.add("mean_rows", node.name, {"x": _matrix(x, x.elements // columns, columns)}, flat(out))
-    return out
+    kept.sort(key=lambda axis: -min(stride for _, stride in x.axes[axis]))
+    order = (*(axis for axis in range(len(shape)) if axis not in kept), *kept)
+    x = space.ordered(node.name, x, order)
+    columns = prod(shape[axis] for axis in kept)
+    out = space.new(lowering.shape(node), order=order if keeps_axes else None)
+    rows = x.elements // columns
+    space.add("mean_rows", node.name, {"x": _matrix(x, rows, columns)}, flat(out))
+    return _scaled(lowering, node, out, float(rows)) if operator_name(node) == "sum" else out
 
 
 @handles("max_pool2d")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from evoquant.deploy.recipe import ALIGNMENT, Buffer, Step, View
 
-OVERWRITING = frozenset({"softmax", "layer_norm", "activate", "add", "mul", "scale_rows"})
+OVERWRITING = frozenset({"softmax", "layer_norm", "group_norm", "activate", "add", "mul", "scale_rows"})
 """Steps whose kernel may write its result over an operand."""
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from evoquant.deploy.layout import Layout, common_factors
+from evoquant.deploy.layout import Axis, Layout, common_factors
 from evoquant.deploy.recipe import Buffer, Step, View
+
+_ORDER_OF_MEMORY = (-1,)
 
 
 class Workspace:
@@ -31,8 +33,13 @@ class Workspace:
     def new_like(self, layout: Layout) -> Layout:
         """A tensor in a buffer of its own that lies in it like a dense one lies in its buffer."""
         assert layout.is_dense, "the axes of a dense tensor fill a buffer"
+        return self.new_of(layout.axes)
+
+    def new_of(self, axes: tuple[Axis, ...]) -> Layout:
+        """A tensor in a buffer of its own with these axes, which fill it."""
+        layout = Layout(len(self.buffers), axes)
         self.buffers.append(Buffer(layout.elements))
-        return Layout(len(self.buffers) - 1, layout.axes)
+        return layout
 
     def constant(self, name: str, value: Tensor) -> Layout:
         """A stored tensor; the same name is stored once."""
@@ -75,8 +82,18 @@ class Workspace:
         return [copy for (source, _), copy in self._copies.items() if source == layout]
 
     def dense(self, node: str, layout: Layout) -> Layout:
-        """The tensor without gaps in whatever order it has; else a copy in the order of its axes."""
-        return layout if layout.is_dense else self.ordered(node, layout)
+        """The tensor without gaps: itself, or a copy, in the order of memory if nothing is repeated."""
+        if layout.is_dense:
+            return layout
+        axes = layout.compact()
+        if axes is None:
+            return self.ordered(node, layout)
+        key = (layout, _ORDER_OF_MEMORY)
+        if key not in self._copies:
+            out = self.new_of(axes)
+            self.copy(node, layout, out)
+            self._copies[key] = out
+        return self._copies[key]
 
     def reshaped(self, node: str, layout: Layout, shape: tuple[int, ...]) -> Layout:
         """The tensor in another shape, copied if need be."""

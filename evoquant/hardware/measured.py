@@ -19,8 +19,8 @@ from evoquant.types.graph import ModelGraph, Node, Op, OpKind
 from evoquant.types.precision import LayerQuantConfig
 
 _ROWS_OF_LAST_AXIS = frozenset({"softmax", "_softmax", "layer_norm", "native_layer_norm"})
-_MEANS = frozenset({"mean", "adaptive_avg_pool2d"})
-_SAME_WORK = {"group_norm": "layer_norm", "sub": "add", "div": "mul"}
+_MEANS = frozenset({"mean", "sum", "adaptive_avg_pool2d"})
+_SAME_WORK = {"sub": "add", "div": "mul"}
 
 
 class Kernels(Protocol):
@@ -220,7 +220,9 @@ def _float_case(graph: ModelGraph, node: Node, kernels: Kernels) -> Case:
         read = _read_elements(graph, node)
         return kernels.float_case(kind, read, columns=node.elements if read % node.elements == 0 else read)
     if kind in _ROWS_OF_LAST_AXIS:
-        return kernels.float_case(kind, node.elements, columns=node.shape[-1] if node.kind != "group_norm" else None)
+        return kernels.float_case(kind, node.elements, columns=node.shape[-1])
+    if kind == "group_norm":
+        return kernels.float_case(kind, node.elements, columns=node.shape[1])
     return kernels.float_case(kind, node.elements)
 
 

@@ -147,6 +147,17 @@ def _layer_norm(maker: _Maker, inputs: Sequence[str]) -> str:
     return maker.node("LayerNormalization", [inputs[0], maker.constant("gain", np.ones(size, np.float32))], axis=-1)
 
 
+def _group_norm(maker: _Maker, inputs: Sequence[str]) -> str:
+    """One group, as PyTorch exports it: an instance of one channel, then weight and bias of each column."""
+    shape = [axis.dim_value for axis in maker.inputs[0].type.tensor_type.shape.dim]
+    one, zero = (maker.constant(name, np.array([value], np.float32)) for name, value in (("unit", 1), ("none", 0)))
+    flat = maker.node("Reshape", [inputs[0], maker.constant("flat", np.array([1, 1, -1]))])
+    normal = maker.node("InstanceNormalization", [flat, one, zero])
+    rows = maker.node("Reshape", [normal, maker.constant("rows", np.array(shape))])
+    scaled = maker.node("Mul", [rows, maker.constant("gain", np.ones(shape[-1], np.float32))])
+    return maker.node("Add", [scaled, maker.constant("shift", np.zeros(shape[-1], np.float32))])
+
+
 def _plain(kind: str, **attributes: object) -> Callable[[_Maker, Sequence[str]], str]:
     return lambda maker, inputs: maker.node(kind, inputs, **attributes)
 
@@ -155,6 +166,7 @@ _TENSOR_OPS: dict[str, Callable[[_Maker, Sequence[str]], str]] = {
     "add": _plain("Add"),
     "copy": _plain("Identity"),
     "gelu": _gelu,
+    "group_norm": _group_norm,
     "hard_sigmoid": _plain("HardSigmoid", alpha=1 / 6, beta=0.5),
     "hard_swish": _plain("HardSwish"),
     "layer_norm": _layer_norm,

@@ -28,6 +28,8 @@ class KernelOp(StrEnum):
     """(rows, columns)."""
     LAYER_NORM = "layer_norm"
     """(rows, columns)."""
+    GROUP_NORM = "group_norm"
+    """(rows, columns): one mean and one variance for all."""
     MEAN = "mean"
     """(rows, channels)."""
     COPY = "copy"
@@ -136,7 +138,8 @@ _ELEMENTWISE = {
 }  # fmt: skip
 _ROWWISE = {
     "softmax": KernelOp.SOFTMAX, "_softmax": KernelOp.SOFTMAX, "layer_norm": KernelOp.LAYER_NORM,
-    "native_layer_norm": KernelOp.LAYER_NORM, "mean": KernelOp.MEAN, "adaptive_avg_pool2d": KernelOp.MEAN,
+    "native_layer_norm": KernelOp.LAYER_NORM, "group_norm": KernelOp.GROUP_NORM, "mean": KernelOp.MEAN,
+    "sum": KernelOp.MEAN, "adaptive_avg_pool2d": KernelOp.MEAN,
 }  # fmt: skip
 
 
@@ -144,9 +147,9 @@ def float_case(node_kind: str, elements: int, *, columns: int | None = None) -> 
     """A floating-point operation that remains between quantized ones.
 
     Args:
-        node_kind: ``Node.kind``: softmax, layer_norm, mean, add, mul, silu, gelu, relu, hardswish, ...
+        node_kind: ``Node.kind``: softmax, layer_norm, group_norm, mean, sum, add, mul, silu, gelu, relu, hardswish, ...
         elements: Number of values it reads (of one operand).
-        columns: Length of a row of softmax and layer_norm, number of channels of mean; None takes one row.
+        columns: Length of a row of softmax and norms, number of results of mean and sum; None takes one row.
 
     Raises:
         KernelError: If no kernel does it, or the rows do not divide the elements.

@@ -146,12 +146,16 @@ def layer_norm(x: FloatArray, weight: FloatArray, bias: FloatArray, *, epsilon: 
     Raises:
         KernelError: If an array does not fit.
     """
-    check_array("layer_norm", "x", x, np.float32, (None, None))
-    check_array("layer_norm", "weight", weight, np.float32, x.shape[1:])
-    check_array("layer_norm", "bias", bias, np.float32, x.shape[1:])
-    out = np.empty(x.shape, np.float32)
-    _run(lambda isa: native().layer_norm(isa, x, weight, bias, epsilon, out, 1))
-    return out
+    return _norm("layer_norm", x, weight, bias, epsilon)
+
+
+def group_norm(x: FloatArray, weight: FloatArray, bias: FloatArray, *, epsilon: float = 1e-5) -> FloatArray:
+    """The normalisation of all of (rows, columns) to mean 0 and variance 1, times weight, plus bias, per column.
+
+    Raises:
+        KernelError: If an array does not fit.
+    """
+    return _norm("group_norm", x, weight, bias, epsilon)
 
 
 def mean_rows(x: FloatArray) -> FloatArray:
@@ -217,6 +221,15 @@ def _binary(name: str, a: FloatArray, b: FloatArray, out: FloatArray | None) -> 
     check_array(name, "b", b, np.float32, a.shape)
     out = output(name, out, a.shape)
     getattr(native(), name)(default_isa(), a, b, out, 1)
+    return out
+
+
+def _norm(name: str, x: FloatArray, weight: FloatArray, bias: FloatArray, epsilon: float) -> FloatArray:
+    check_array(name, "x", x, np.float32, (None, None))
+    check_array(name, "weight", weight, np.float32, x.shape[1:])
+    check_array(name, "bias", bias, np.float32, x.shape[1:])
+    out = np.empty(x.shape, np.float32)
+    _run(lambda isa: getattr(native(), name)(isa, x, weight, bias, epsilon, out, 1))
     return out
 
 

@@ -135,6 +135,14 @@ int eq_layer_norm(int isa, const float* x, size_t rows, int columns, const float
   return 0;
 }
 
+int eq_group_norm(int isa, const float* x, size_t rows, int columns, const float* weight, const float* bias,
+                  float epsilon, float* out) {
+  EQ_FIND(found);
+  if (rows < 1 || columns < 1) return fail("group_norm: expected at least one row and one column");
+  found->group_norm(x, rows, columns, weight, bias, epsilon, out);
+  return 0;
+}
+
 int eq_mean_rows(int isa, const float* x, int rows, int channels, float* out) {
   EQ_FIND(found);
   if (rows < 1) return fail("mean_rows: expected at least one row");

@@ -448,25 +448,50 @@ void softmax(const float* x, size_t rows, int columns, float* out) {
   for (size_t r = 0; r < rows; ++r) softmax_row(x + r * columns, columns, out + r * columns);
 }
 
+float total(const float* x, int count) {
+  vf sums = vf{};
+  int i = 0;
+  for (; i + VL <= count; i += VL) sums += vload(x + i);
+  float sum = vsum(sums);
+  for (; i < count; ++i) sum += x[i];
+  return sum;
+}
+
+float total_square(const float* x, int count, float mean) {
+  vf sums = vf{};
+  int i = 0;
+  for (; i + VL <= count; i += VL) {
+    const vf d = vload(x + i) - mean;
+    sums = vfma(d, d, sums);
+  }
+  float sum = vsum(sums);
+  for (; i < count; ++i) sum += (x[i] - mean) * (x[i] - mean);
+  return sum;
+}
+
+void normalize(const float* x, int columns, float mean, float inverse, const float* weight, const float* bias, float* out) {
+  for (int i = 0; i < columns; ++i) out[i] = (x[i] - mean) * inverse * weight[i] + bias[i];
+}
+
 void layer_norm(const float* x, size_t rows, int columns, const float* weight, const float* bias, float epsilon,
                 float* out) {
   for (size_t r = 0; r < rows; ++r, x += columns, out += columns) {
-    vf sums = vf{};
-    int whole = 0;
-    for (; whole + VL <= columns; whole += VL) sums += vload(x + whole);
-    float mean = vsum(sums);
-    for (int i = whole; i < columns; ++i) mean += x[i];
-    mean /= (float)columns;
-    vf squares = vf{};
-    for (int i = 0; i < whole; i += VL) {
-      const vf d = vload(x + i) - mean;
-      squares = vfma(d, d, squares);
-    }
-    float variance = vsum(squares);
-    for (int i = whole; i < columns; ++i) variance += (x[i] - mean) * (x[i] - mean);
-    const float inverse = 1.0f / __builtin_sqrtf(variance / (float)columns + epsilon);
-    for (int i = 0; i < columns; ++i) out[i] = (x[i] - mean) * inverse * weight[i] + bias[i];
+    const float mean = total(x, columns) / (float)columns;
+    const float variance = total_square(x, columns, mean) / (float)columns;
+    normalize(x, columns, mean, 1.0f / __builtin_sqrtf(variance + epsilon), weight, bias, out);
   }
+}
+
+// All rows have one mean and one variance. Sums of a row are binary32, those over rows binary64.
+void group_norm(const float* x, size_t rows, int columns, const float* weight, const float* bias, float epsilon,
+                float* out) {
+  const double count = (double)rows * columns;
+  double sum = 0.0, squares = 0.0;
+  for (size_t r = 0; r < rows; ++r) sum += total(x + r * columns, columns);
+  const float mean = (float)(sum / count);
+  for (size_t r = 0; r < rows; ++r) squares += total_square(x + r * columns, columns, mean);
+  const float inverse = 1.0f / __builtin_sqrtf((float)(squares / count) + epsilon);
+  for (size_t r = 0; r < rows; ++r) normalize(x + r * columns, columns, mean, inverse, weight, bias, out + r * columns);
 }
 
 void mean_rows(const float* x, int rows, int channels, float* out) {
@@ -532,6 +557,7 @@ Isa base_isa() {
   isa.scale_rows = scale_rows;
   isa.softmax = softmax;
   isa.layer_norm = layer_norm;
+  isa.group_norm = group_norm;
   isa.mean_rows = mean_rows;
   isa.pack_rows4 = pack_rows4;
   isa.pack_columns4 = pack_columns4;

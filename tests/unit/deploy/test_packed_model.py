@@ -196,6 +196,16 @@ TENSOR_PROGRAMS = {
     "patches": lambda x, *_: (
         x.reshape(-1, 8, 6, 2, 6, 2).permute(0, 3, 5, 2, 4, 1).reshape(-1, 4, 36, 8).softmax(-1) * 2.0
     ),
+    "sum over columns": lambda x, *_: x * x.sum(-1, keepdim=True) + x.transpose(2, 3).sum((2,), keepdim=True),
+    "sum of patches": lambda x, *_: (
+        x.reshape(-1, 8, 6, 2, 6, 2).permute(0, 1, 3, 5, 2, 4).reshape(-1, 8, 4, 36).sum(-1, keepdim=True).relu()
+    ),
+    "sum of channels": lambda x, *_: x.sum((2, 3)),
+    "norm of the image": lambda x, s: nn.functional.group_norm(x, 1, s.flatten(), s.flatten() - 0.5),
+    "norm of patches": lambda x, *_: nn.functional.group_norm(
+        x.reshape(-1, 8, 6, 2, 6, 2).permute(0, 1, 3, 5, 2, 4).reshape(-1, 8, 4, 36), 1
+    ),
+    "norm of two groups": lambda x, *_: nn.functional.group_norm(x, 2),
     "norm": lambda x, *_: nn.functional.layer_norm(x, (12,)),
     "norm of two axes": lambda x, *_: nn.functional.layer_norm(x, (12, 12)),
 }

@@ -66,6 +66,7 @@ TENSOR_KERNELS = {
     "add": lambda x: x + x,
     "copy": lambda x: x,
     "gelu": gelu,
+    "group_norm": lambda x: (x - x.mean()) / np.sqrt(x.var() + 1e-5),
     "hard_sigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
     "hard_swish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
     "layer_norm": layer_norm,

@@ -62,6 +62,14 @@ def test_layer_norm(columns, rng):
     np.testing.assert_allclose(kt.layer_norm(x, weight, bias), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (7, 5), (33, 16), (1024, 48)])
+def test_group_norm(rows, columns, rng):
+    x, weight, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((rows, columns), columns, columns))
+    x += 3.0
+    expected = (x - x.mean()) / np.sqrt(x.var() + 1e-5) * weight + bias
+    np.testing.assert_allclose(kt.group_norm(x, weight, bias), expected, atol=2e-5)
+
+
 def test_sums_products_means_and_maxima(rng):
     a, b = rng.standard_normal((2, 6, 8, 5)).astype(np.float32)
     np.testing.assert_array_equal(kt.add(a, b), a + b)

@@ -26,7 +26,7 @@ CASES = [
     KernelCase("depthwise", (6, 6, 8, 3, 3, 1, 1, 1, 1, 1, 1), "w16a16"),
     KernelCase("matmul", (2, 5, 6, 7, 1), "w8a8"),
     KernelCase("matmul", (2, 5, 6, 7, 0), "w4a4-loga"),
-    *(float_case(kind, 60, columns=6) for kind in ("softmax", "layer_norm", "mean")),
+    *(float_case(kind, 60, columns=6) for kind in ("softmax", "layer_norm", "group_norm", "mean")),
     *(float_case(kind, 60) for kind in ("add", "mul", "relu", "silu", "gelu", "sigmoid", "hardswish", "copy")),
     conversion_case(60, to_codes=True),
     conversion_case(60, to_codes=False),
