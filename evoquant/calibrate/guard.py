@@ -1,14 +1,21 @@
-"""The guard: a step stays only for those parts where it brings the quantized model nearer to the original."""
+"""The guard: a step stays only for those parts where it brings the quantized model nearer to the original.
+
+It judges at several precisions: what makes activations easier to quantize may make weights harder.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
-Judge = Callable[[frozenset[str]], float]
-"""The loss with a set of parts changed: mean log divergence on images that no step has seen. Less is better."""
+Losses = tuple[float, ...]
+"""Log divergences on images that no step has seen, one for each precision. Less is better."""
+
+Judge = Callable[[frozenset[str]], Losses]
+"""The losses with a set of parts changed."""
 
 LEAST_GAIN = 0.01
 """A step has to lessen the mean log divergence by so much: one hundredth is one percent."""
@@ -40,7 +47,7 @@ class GuardedStep:
         return asdict(self)
 
 
-def keep_what_helps(step: str, parts: Sequence[str], judge: Judge, *, before: float) -> GuardedStep:
+def keep_what_helps(step: str, parts: Sequence[str], judge: Judge, *, before: Losses) -> tuple[GuardedStep, Losses]:
     """Decide for which parts a step stays.
 
     All parts are tried together. If that does not help they are halved, and each half is tried beside what is kept.
@@ -48,22 +55,32 @@ def keep_what_helps(step: str, parts: Sequence[str], judge: Judge, *, before: fl
     Args:
         step: Name of the step.
         parts: Parts that the step can change, in the order of computation.
-        judge: Mean log divergence with some of the parts changed.
+        judge: Losses with some of the parts changed.
         before: The same with none of them changed.
+
+    Returns:
+        What was decided, and the losses with what was kept.
     """
-    kept, loss = _keep(list(parts), frozenset(), judge, before, DEEPEST_SPLIT)
+    kept, losses = _keep(list(parts), frozenset(), judge, before, DEEPEST_SPLIT)
     in_order = tuple(part for part in parts if part in kept)
-    return GuardedStep(step, tuple(parts), in_order, math.exp(before), math.exp(loss))
+    return GuardedStep(step, tuple(parts), in_order, math.exp(fmean(before)), math.exp(fmean(losses))), losses
+
+
+def _helps(before: Losses, after: Losses) -> bool:
+    """Whether the mean falls by enough, and no precision loses more than the mean gains."""
+    gain = fmean(before) - fmean(after)
+    harm = max(new - old for old, new in zip(before, after, strict=True))
+    return gain >= max(LEAST_GAIN, harm)
 
 
 def _keep(
-    parts: list[str], kept: frozenset[str], judge: Judge, before: float, splits: int
-) -> tuple[frozenset[str], float]:
+    parts: list[str], kept: frozenset[str], judge: Judge, before: Losses, splits: int
+) -> tuple[frozenset[str], Losses]:
     if not parts:
         return kept, before
     with_all = kept | frozenset(parts)
     after = judge(with_all)
-    if after <= before - LEAST_GAIN:
+    if _helps(before, after):
         return with_all, after
     if splits == 0 or len(parts) == 1:
         return kept, before

@@ -13,8 +13,8 @@ class PreparationSpec(BaseModel):
     """Changes of the floating-point model that leave its results as they are and make it easier to quantize.
 
     Every change is judged by the divergence of the quantized model on calibration images that nothing was fitted to,
-    as the geometric mean over W6A6, W4A8 and W4A4, with weights compensated as in the run: what spreads the range of
-    activations evenly may make weights harder to round.
+    as the geometric mean over W6A6, W4A8 and W4A4, none of which may lose more than that mean gains, with weights
+    compensated as in the run: what spreads the range of activations evenly may make weights harder to round.
 
     Attributes:
         rescaling: Steps to try, in this order; each channel family keeps a step only where the guard sees it help.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
@@ -21,7 +20,7 @@ from evoquant.calibrate.cache import write_whole
 from evoquant.calibrate.channel_flow import ChannelFlow, trace_channels
 from evoquant.calibrate.channel_ranges import channel_ranges
 from evoquant.calibrate.compensate import QuantizedWeight
-from evoquant.calibrate.guard import GuardedStep, keep_what_helps
+from evoquant.calibrate.guard import GuardedStep, Losses, keep_what_helps
 from evoquant.calibrate.input_scaling import even_factors, fixed_depthwise_inputs, scale_inputs
 from evoquant.calibrate.moments import SplitMoments, collect_moments
 from evoquant.calibrate.rescale import Rescaling, rescale, rescaled_moments
@@ -36,9 +35,9 @@ from evoquant.graph import CapturedModel
 from evoquant.space import uniform_plan
 from evoquant.types import LayerQuantConfig, Op
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 GUARD_BITS = ((6, 6), (4, 8), (4, 4))
-"""Bits of weights and activations that the guard judges at: what makes activations easier may make weights harder."""
+"""Bits of weights and activations that the guard judges at."""
 STATISTICS_IMAGES = 16
 """Images of the activations' statistics that the guard quantizes with, at most."""
 _LOG = logging.getLogger(__name__)
@@ -145,7 +144,7 @@ class _Deciding:
         self.is_new = False
         self._judge = judge
         self._remembered = remembered
-        self._loss: float | None = None
+        self._losses: Losses | None = None
 
     def prepare(self, captured: CapturedModel, images: Tensor, settings: PreparationSpec) -> CapturedModel:
         """Take all steps.
@@ -185,10 +184,8 @@ class _Deciding:
             self.steps.append(known)
             return change(frozenset(known.kept)) if known.kept else now
         self.is_new = True
-        if self._loss is None:
-            self._loss = self._judge(now)
-        decided = keep_what_helps(step, parts, lambda some: self._judge(change(some)), before=self._loss)
-        self._loss = math.log(decided.after)
+        before = self._losses or self._judge(now)
+        decided, self._losses = keep_what_helps(step, parts, lambda some: self._judge(change(some)), before=before)
         self.steps.append(decided)
         return change(frozenset(decided.kept)) if decided.kept else now
 
@@ -259,8 +256,8 @@ class _Judge:
     def _reference(self) -> Tensor:
         return self._captured(self._held_out)
 
-    def __call__(self, changed: _Changed) -> float:
-        """Mean log divergence over the precisions that the guard judges at."""
+    def __call__(self, changed: _Changed) -> Losses:
+        """Log divergences at the precisions that the guard judges at."""
         model = changed.captured
         names = sorted({name for op in model.graph.ops for name in op.inputs})
         statistics = collect(model.program, names, torch.split(self._fitted[:STATISTICS_IMAGES], 8))
@@ -269,8 +266,8 @@ class _Judge:
         losses = []
         for bits in GUARD_BITS:
             simulated.apply(uniform_plan(model.graph, *bits))
-            losses.append(divergence(simulated(self._held_out), self._reference).mean().clamp_min(1e-12).log())
-        return float(torch.stack(losses).mean())
+            losses.append(float(divergence(simulated(self._held_out), self._reference).mean().clamp_min(1e-12).log()))
+        return tuple(losses)
 
 
 _RoundedKey = tuple[str, LayerQuantConfig, bytes]
