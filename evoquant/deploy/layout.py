@@ -83,7 +83,7 @@ class Layout:
             return None
         others = [factor for index, inner in enumerate(self.axes) if index != axis % len(self.axes) for factor in inner]
         outer = merged(sorted(others, key=lambda factor: -factor[1]))
-        if len(outer) > 1:
+        if len(outer) > 1 or any(stride < self.shape[axis] for _, stride in outer):
             return None
         return outer[0][1] if outer else self.shape[axis]
 

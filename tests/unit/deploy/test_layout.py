@@ -130,3 +130,41 @@ def test_common_factors_visit_the_same_values_of_both(case, data):
 def test_factors_that_clash_need_another_way():
     a = Layout(0, (((2, 3), (3, 1)),))
     assert common_factors(a, Layout(1, (((3, 2), (2, 1)),))) is None
+
+
+@given(permuted(), st.data())
+def test_without_gaps_values_keep_their_order_in_memory(case, data):
+    shape, order = case
+    axis = data.draw(st.integers(0, len(shape) - 1))
+    start = data.draw(st.integers(0, shape[axis] - 1))
+    part = Layout.dense(0, shape).slice(axis, start, data.draw(st.integers(1, shape[axis] - start))).permute(order)
+    closed = Layout(0, part.compact())
+    assert closed.shape == part.shape
+    assert closed.is_dense
+    ranks = positions(part).flatten().argsort().argsort()
+    assert torch.equal(positions(closed).flatten(), ranks)
+
+
+def test_repeated_values_cannot_be_without_gaps():
+    assert Layout.dense(0, (1, 3)).expand((4, 3)).compact() is None
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(0, 2), st.integers(1, 6))
+def test_rows_in_any_order_get_another_length(height, width, channels, spare, length):
+    image = Layout.dense(0, (1, 2 * height, 2 * width, channels + spare)).slice(3, spare, channels)
+    patches = image.reshape((1, height, 2, width, 2, channels)).permute((0, 5, 2, 4, 1, 3))
+    x = patches.reshape((1, channels, 4, height * width)) or patches
+    stride = x.row_stride(1)
+    if channels > 1:
+        assert stride == channels + spare
+    if stride is not None:
+        longer = Layout(0, x.with_row(1, length))
+        assert longer.shape == (1, length, *x.shape[2:])
+        assert longer.is_dense
+        rows = (positions(x).select(1, 0) - x.offset) // stride
+        assert torch.equal(positions(longer).select(1, 0), rows * length)
+
+
+def test_rows_that_are_repeated_are_none():
+    assert Layout.dense(0, (1, 3, 1, 1)).expand((1, 3, 2, 2)).row_stride(1) is None
+    assert Layout.dense(0, (2, 3)).row_stride(0) is None
