@@ -5,11 +5,11 @@
 inline vf vfma(vf a, vf b, vf c) { return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
 inline vi vround(vf x) { return (vi)vcvtnq_s32_f32((float32x4_t)x); }
 
-inline uint8x8_t bytes(vi x) {
+inline void vstore_u8(uint8_t* p, vi x) {
   const uint16x4_t words = vmovn_u32((uint32x4_t)x);
-  return vmovn_u16(vcombine_u16(words, words));
+  const uint8x8_t bytes = vmovn_u16(vcombine_u16(words, words));
+  __builtin_memcpy(p, &bytes, 4);
 }
-inline void vstore_u8(uint8_t* p, vi x) { __builtin_memcpy(p, &(const uint8x8_t&)bytes(x), 4); }
 inline void vstore_s8(int8_t* p, vi x) { vstore_u8((uint8_t*)p, x); }
 inline void vstore_s16(int16_t* p, vi x) { vst1_s16(p, vmovn_s32((int32x4_t)x)); }
 inline vi vload_u8(const uint8_t* p) {
@@ -134,7 +134,7 @@ void tile(const TileArgs& t) {
   const void* const* rows = t.rows;
   int32_t* out = (int32_t*)t.tile;
   for (int i = 0; i < t.blocks; ++i, rows += ROWS, out += ROWS * V * 4) {
-    __asm__ volatile("" : : "r"(start) : "memory");  // or GCC keeps it in registers and spills sums
+    __asm__ volatile("" : : "r"(&start) : "memory");  // or GCC keeps it in registers and spills sums
     tile_block<Mac, ROWS>(t, rows, start, out);
   }
 }
