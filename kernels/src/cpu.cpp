@@ -89,6 +89,8 @@ const Isa* table(int isa) {
 #endif
 #if defined(EQ_BUILD_NEON)
     case EQ_ISA_NEON: return neon_isa();
+#endif
+#if defined(EQ_BUILD_NEON_DOT)
     case EQ_ISA_NEON_DOT: return neon_dot_isa();
 #endif
     default: return nullptr;
@@ -111,7 +113,9 @@ bool built(int isa) {
     case EQ_ISA_AMX_INT8: return true;
 #endif
 #if defined(EQ_BUILD_NEON)
-    case EQ_ISA_NEON:
+    case EQ_ISA_NEON: return true;
+#endif
+#if defined(EQ_BUILD_NEON_DOT)
     case EQ_ISA_NEON_DOT: return true;
 #endif
     default: return false;

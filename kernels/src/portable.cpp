@@ -6,21 +6,12 @@
 namespace eq {
 namespace {
 
-constexpr int VL = 4;
-typedef float vf __attribute__((vector_size(16), may_alias));
-typedef int vi __attribute__((vector_size(16), may_alias));
-typedef float vf_loose __attribute__((vector_size(16), may_alias, aligned(4)));
-typedef int vi_loose __attribute__((vector_size(16), may_alias, aligned(4)));
+#include "vector128.inl"
 
-inline vf vload(const float* p) { return *(const vf_loose*)p; }
-inline void vstore(float* p, vf x) { *(vf_loose*)p = x; }
 inline vf vfma(vf a, vf b, vf c) {
   for (int i = 0; i < VL; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
   return c;
 }
-inline vf vmax(vf a, vf b) { return a > b ? a : b; }
-inline vf vmin(vf a, vf b) { return a < b ? a : b; }
-inline vf vfloat(vi x) { return __builtin_convertvector(x, vf); }
 inline vi vround(vf x) {
   vi out;
   for (int i = 0; i < VL; ++i) out[i] = (int)__builtin_nearbyintf(x[i]);
@@ -35,14 +26,6 @@ inline void vstore_s8(int8_t* p, vi x) {
 }
 inline void vstore_s16(int16_t* p, vi x) {
   for (int i = 0; i < VL; ++i) p[i] = (int16_t)x[i];
-}
-inline vf vload_part(const float* p, int count) {
-  vf x = {};
-  for (int i = 0; i < count; ++i) x[i] = p[i];
-  return x;
-}
-inline void vstore_part(float* p, vf x, int count) {
-  for (int i = 0; i < count; ++i) p[i] = x[i];
 }
 inline void interleave4(const int8_t* a, const int8_t* b, const int8_t* c, const int8_t* d, int8_t* out) {
   for (int i = 0; i < kPanel; ++i) out[4 * i] = a[i], out[4 * i + 1] = b[i], out[4 * i + 2] = c[i], out[4 * i + 3] = d[i];

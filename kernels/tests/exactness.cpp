@@ -327,13 +327,28 @@ void test_images(int isa) {
       for (int size : {1, 3, 17, 50}) test_matmul(isa, size, between(1, 40), between(1, 70), rows, bits);
 }
 
+// What this machine cannot execute is refused with a reason, and is not what it would choose.
+void test_refused(int isa) {
+  const eq_contraction_spec s = gemm_spec(1, 1, EQ_OPERAND_F32, 0, 0);
+  const float weight = 1.0f;
+  eq_contraction* handle = nullptr;
+  expect(eq_contraction_create(&handle, isa, &s, nullptr, &weight, nullptr, nullptr) < 0 &&
+             std::strstr(eq_last_error(), "does not support the instruction set") && eq_isa_default() != isa,
+         std::string("refused ") + eq_isa_name(isa));
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
   const bool all = count > 1 && std::strcmp(arguments[1], "--all") == 0;
   test_packing();
   for (int isa = 0; isa < EQ_ISA_COUNT; ++isa) {
-    if (!eq_isa_built(isa) || !eq_isa_supported(isa)) continue;
+    if (!eq_isa_built(isa)) continue;
+    if (!eq_isa_supported(isa)) {
+      test_refused(isa);
+      std::printf("%s: not supported by this machine\n", eq_isa_name(isa));
+      continue;
+    }
     for (int threads : {1, 2}) {
       eq_set_threads(threads);
       test_gemms(isa, all);
