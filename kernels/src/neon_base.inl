@@ -174,7 +174,7 @@ Format make_format(const char* name) {
   if constexpr (Mac::kSums == 1) {
     set_tiles<Mac, 1, 1, 2, 3, 4>(f);
     set_tiles<Mac, 2, 1, 2>(f);
-  } else {  // sixteen registers of sums, as above: with more, GCC spills
+  } else {  // sixteen registers of sums, as above
     set_tiles<Mac, 1, 1, 2>(f);
     set_tiles<Mac, 2, 1>(f);
   }
