@@ -3,7 +3,8 @@
 A choice of a group acts through its weights and through its activations. Each side is probed with the other one, and
 all other groups, in floating point, and a choice is taken to be the sum of its two sides: to second order the
 divergence of a network is additive in independent perturbations. Formats of one side that are not probed are scaled
-from the nearest one that is, by the ratio of their square errors at the place of quantization.
+from the nearest one that is, by the ratio of their square errors at the place of quantization. A group with a single
+choice is not probed: what it adds, it adds to every plan.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class ProbeTable:
     Attributes:
         groups: Names of the groups, in the order of the space.
         errors: For each group the mean KL divergence, in nats, that each of its choices adds, in the order of
-            ``SearchSpace.choice_plans``.
+            ``SearchSpace.choice_plans``; 0 for a choice without an alternative.
         probes: Number of probes.
         images: Images of each probe.
         passes: What they cost, in forward passes of one image: a pass from a cut counts by its share of the MACs, the
@@ -156,6 +157,8 @@ class _Side:
             if not all(config.is_float for _, config in part):
                 first.setdefault(tuple(_format(config) for _, config in part), index)
         candidates = list(first.values())
+        if len(choices) == 1:
+            candidates = []
         kept = len(candidates) if formats is None else min(formats, len(candidates))
         chosen = np.linspace(0, len(candidates) - 1, kept).round().astype(int).tolist()
         self.probed = {candidates[index]: 0.0 for index in chosen}

@@ -73,6 +73,27 @@ def test_the_table_has_the_measured_divergences_where_it_probed(bench, space):
     assert ProbeTable.from_dict(table.to_dict()) == table
 
 
+def test_a_group_without_a_choice_costs_no_probe(bench):
+    graph = bench.captured.graph
+    narrow = {
+        "schema_version": 1,
+        "description": "One layer with two widths of weights.",
+        "default": {
+            "weights": ["uniform:8"],
+            "activations": ["uniform:8"],
+            "granularity": ["per_channel"],
+            "calibration": ["mse"],
+            "symmetric": [False],
+        },
+        "rules": [{"match": {"name": [graph.groups[2].ops[0]]}, "weights": ["uniform:4", "uniform:8"]}],
+    }
+    space = build_space(bench.experiment.model_copy(update={"space": narrow}), graph, None)
+    table = probe_choices(bench.evaluator, space, images=16)
+    assert table.probes == 3  # two of the weights, one of the activations
+    for index, values in enumerate(table.errors):
+        assert (len(values) == 2 and min(values) > 0.0) if index == 2 else values == (0.0,)
+
+
 def test_the_table_ranks_plans_as_evaluations_do(bench, space):
     table = probe_choices(bench.evaluator, space, images=16)
     rng = np.random.default_rng(0)
