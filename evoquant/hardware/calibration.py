@@ -2,7 +2,8 @@
 
 The rate of each native type and work class, two bandwidths (what fits the cache, and what does not), the size of that
 cache, the rate of quantizing inputs and scaling results, and one launch time are fitted; everything else of the device
-stays. Entries are those of ``evoquant.kernels``: kernels that read and write floating point and quantize inside.
+stays. Entries are those of ``evoquant.kernels``: kernels that read and write floating point, quantize inside and hold
+their weights in whole bytes.
 """
 
 from __future__ import annotations
@@ -14,16 +15,22 @@ from math import prod
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import least_squares
 
 from evoquant.errors import HardwareError
 from evoquant.hardware.device import FLOAT_TYPES, Device, Memory, Precision
 from evoquant.hardware.provenance import Kind, Quantity
 from evoquant.hardware.table import Key, LatencyTable
-from evoquant.hardware.work import SPECIAL_FUNCTIONS, WorkClass
+from evoquant.hardware.work import SPECIAL_FUNCTIONS, WorkClass, stored_bytes
 
 _FLOAT_BYTES = 4
-_ROUNDS = 5
-_STEPS = 21
+_OUTLIER = 0.1
+"""Beyond this error of the logarithm an entry pulls no more strongly."""
+_SPREAD = 0.2
+"""Expected deviation of the logarithm of a rate from a product of a factor for its type and one for its class."""
+_REACH = 5.0
+"""How far a logarithm may move from where it starts."""
+_EVALUATIONS = 100
 _CACHE_BYTES = tuple(2**power for power in range(18, 25))
 _PRECISION = re.compile(r"w(\d+)a(\d+)")
 _SOURCE = "latency_table"
@@ -44,7 +51,7 @@ class KernelWork:
         macs: Multiply-accumulates.
         read: Activations read.
         written: Values written.
-        weight_bytes: Bytes of its weights as stored.
+        weight_bytes: Bytes of its weights as the kernel holds them.
         is_quantized: Whether it quantizes its input and scales its result.
         applied: Results that a function with an exponential is applied to before they are stored.
     """
@@ -98,7 +105,8 @@ class Calibration:
 def calibrate_roofline(table: LatencyTable, device: Device, *, seed: int = 0) -> Calibration:
     """Fit the roofline of a device to half of a table and judge it on the other half.
 
-    The mean absolute error of the logarithm is minimised by coordinate search, so outliers do not pull.
+    The errors of the logarithm are minimised by least squares that turn linear for outliers. Rates of a type and class
+    with few entries lean on those of the other types and classes.
 
     Args:
         table: Times taken on the device.
@@ -149,7 +157,7 @@ def _product(op: str, key: Key, device: Device) -> KernelWork | None:
     shape = key.shape
     match = _PRECISION.match(key.precision)
     bits = (int(match[1]), int(match[2])) if match else (32, 32)
-    stored = bits[0] / 8
+    stored = stored_bytes(bits[0])
     native = _native(bits, device)
     if op == "gemm":
         m, n, k = shape
@@ -211,20 +219,24 @@ class _Fit:
         return float(np.percentile(rates, 90)) if rates else 1.0
 
     def run(self) -> float:
-        """Minimise the error, one parameter after the other, in ever finer steps; gives what remains of it."""
-        columns = self._columns(self.works)
-        loss = np.inf
-        for round_ in range(_ROUNDS):
-            for index in range(len(self.parameters)):
-                best = self.parameters[index]
-                candidates = best + np.linspace(-1.0, 1.0, _STEPS) / 2**round_
-                losses = []
-                for candidate in candidates:
-                    self.parameters[index] = candidate
-                    losses.append(np.abs(np.log(_times_ms(self.parameters, columns) / self.times_ms)).mean())
-                self.parameters[index] = candidates[int(np.argmin(losses))]
-                loss = min(losses)
-        return float(loss)
+        """Minimise the errors; gives what remains of them."""
+        columns, start = self._columns(self.works), self.parameters
+        apart = self._deviation_from_product() / _SPREAD
+
+        def residuals(parameters: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+            errors = np.log(_times_ms(parameters, columns) / self.times_ms) / _OUTLIER
+            bent = np.sign(errors) * np.sqrt(2.0 * (np.sqrt(1.0 + errors**2) - 1.0))
+            return np.concatenate([bent, apart @ parameters[len(_START) :]])
+
+        found = least_squares(residuals, start, bounds=(start - _REACH, start + _REACH), max_nfev=_EVALUATIONS)
+        self.parameters = found.x
+        return float(found.cost)
+
+    def _deviation_from_product(self) -> npt.NDArray[np.float64]:
+        """What is left of the logarithms of all rates when a term for each type and one for each class are fitted."""
+        names = dict.fromkeys(name for key in self.rates for name in key)
+        terms = np.array([[name in key for name in names] for key in self.rates], dtype=np.float64)
+        return np.asarray(np.eye(len(terms)) - terms @ np.linalg.pinv(terms))
 
     def predict(self, works: Sequence[KernelWork]) -> npt.NDArray[np.float64]:
         """Milliseconds of other entries; those of a type and class that was not fitted are left out as NaN."""

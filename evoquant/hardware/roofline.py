@@ -45,8 +45,9 @@ class Roofline:
     An operation reads its input and its weights as stored and writes its result at the width of its own input. Its
     weights come from DRAM; its activations from the cache if they fit there together, else from DRAM. On a device whose
     ``weights_from`` is ``cache``, all of them come from the cache if they fit there together. Where kernels read and
-    write floating point, each quantizes its input and scales its result in passes of their own, and applies a function
-    to its result while storing it. Elementwise work costs its bytes, or its arithmetic if that is a special function.
+    write floating point, each holds its weights decoded to whole bytes, quantizes its input and scales its result in
+    passes of their own, and applies a function to its result while storing it. Elementwise work costs its bytes, or its
+    arithmetic if that is a special function.
 
     Args:
         device: The device.
@@ -101,8 +102,7 @@ class Roofline:
         width = device.float_bytes
         if device.activations == "codes":
             width = stored_bytes(config.activation_bits, device.float_bytes)
-        weights = op.weight_count * device.float_bytes if config.weight_bits == FLOAT_BITS else weight_bytes(op, config)
-        moved_s = self._moved_s((read_elements(op) + elements(op.output_shape)) * width, weights)
+        moved_s = self._moved_s((read_elements(op) + elements(op.output_shape)) * width, self._weight_bytes(op, config))
         inside_s = 0.0
         if device.activations == "float" and config.activation_bits < FLOAT_BITS:
             inside_s = self._convert_s(read_elements(op) + elements(op.output_shape), legal.executed)
@@ -147,6 +147,11 @@ class Roofline:
         if warm:
             return (activation_bytes + warm) / (bandwidth * _GIGA)
         return activation_bytes / (bandwidth * _GIGA) + weights / (memory.dram_gb_per_s.value * _GIGA)
+
+    def _weight_bytes(self, op: Op, config: LayerQuantConfig) -> float:
+        if config.weight_bits == FLOAT_BITS or self.device.activations == "float":
+            return op.weight_count * stored_bytes(config.weight_bits, self.device.float_bytes)
+        return weight_bytes(op, config)
 
     def _convert_s(self, values: int, native: NativeType) -> float:
         rate = native.peak_gmacs_per_s * self.device.utilisation(native, WorkClass.ELEMENTWISE).value * self._share

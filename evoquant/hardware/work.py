@@ -57,7 +57,7 @@ def read_elements(op: Op) -> int:
 
 
 def stored_bytes(bits: int, float_bytes: int = 4) -> int:
-    """Bytes that one activation takes in memory: its bits rounded up to whole bytes; ``float_bytes`` if it is float."""
+    """Bytes that a value which is not packed takes: its bits in whole bytes; ``float_bytes`` if it is not quantized."""
     return float_bytes if bits >= FLOAT_BITS else -(-bits // 8)
 
 
