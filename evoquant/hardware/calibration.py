@@ -1,9 +1,9 @@
 """Fitting the roofline of a machine to its own latency table, and judging it on entries that it has not seen.
 
 The rate of each native type and work class, two bandwidths (what fits the cache, and what does not), the size of that
-cache, the rate of quantizing inputs and scaling results, and one launch time are fitted; everything else of the device
-stays. Entries are those of ``evoquant.kernels``: kernels that read and write floating point, quantize inside and hold
-their weights in whole bytes.
+cache, the rate of quantizing inputs and scaling results, what each result costs beside its products, and one launch
+time are fitted; everything else of the device stays. Entries are those of ``evoquant.kernels``: kernels that read and
+write floating point, quantize inside and hold their weights in whole bytes.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _EVALUATIONS = 100
 _CACHE_BYTES = tuple(2**power for power in range(18, 25))
 _PRECISION = re.compile(r"w(\d+)a(\d+)")
 _SOURCE = "latency_table"
-_START = (40.0, 20.0, 1e-3, 20.0)
-"""Cache and DRAM bandwidth (10⁹ B/s), launch (ms), quantizing and scaling (10⁹ values/s)."""
-_CACHE, _DRAM, _LAUNCH, _CONVERT = range(4)
+_START = (40.0, 20.0, 1e-3, 20.0, 4.0)
+"""Cache and DRAM bandwidth (10⁹ B/s), launch (ms), quantizing and scaling (10⁹ values/s), products per result."""
+_CACHE, _DRAM, _LAUNCH, _CONVERT, _RESULT = range(5)
 _TWO_INPUTS = frozenset({"add", "mul"})
 _TENSOR_KERNELS = SPECIAL_FUNCTIONS | _TWO_INPUTS | {"mean", "relu", "relu6", "hard_swish", "hard_sigmoid"}
 
@@ -251,6 +251,7 @@ class _Fit:
         moved = np.array([_FLOAT_BYTES * (w.read + w.written) + w.weight_bytes for w in works])
         return _Columns(
             np.array([w.macs for w in works], dtype=np.float64),
+            np.array([0 if w.work is WorkClass.ELEMENTWISE else w.written for w in works], dtype=np.float64),
             moved,
             np.where(moved <= self.cache_bytes, _CACHE, _DRAM),
             np.array([w.read + w.written if w.is_quantized else 0 for w in works], dtype=np.float64),
@@ -263,6 +264,7 @@ class _Fit:
 @dataclass(frozen=True, slots=True)
 class _Columns:
     macs: npt.NDArray[np.float64]
+    results: npt.NDArray[np.float64]
     moved: npt.NDArray[np.float64]
     bandwidth: npt.NDArray[np.int64]
     converted: npt.NDArray[np.float64]
@@ -274,7 +276,7 @@ class _Columns:
 def _times_ms(parameters: npt.NDArray[np.float64], columns: _Columns) -> npt.NDArray[np.float64]:
     """The formula of ``Roofline.op_ms`` where kernels read and write floating point."""
     values = np.exp(parameters)
-    compute = columns.macs / values[columns.rate] / 1e6
+    compute = (columns.macs + columns.results * values[_RESULT]) / values[columns.rate] / 1e6
     moved = columns.moved / values[columns.bandwidth] / 1e6
     converted = columns.converted / values[_CONVERT] / 1e6
     applied = columns.applied / values[columns.applied_rate] / 1e6
@@ -312,11 +314,12 @@ def _calibrated(device: Device, fit: _Fit) -> Device:
     size = _fitted(fit.cache_bytes, "the power of two that fits best")
     memory = Memory(dram_gb_per_s=dram, cache_gb_per_s=cache, cache_bytes=size)
     launch = _fitted(float(values[_LAUNCH]) * 1e3, "time of a kernel that is not explained by work")
+    results = _fitted(float(values[_RESULT]), "what short sums take longer than long ones")
     return device.with_figures(
         peak_gmacs_per_s=peaks,
         utilisation_fraction=shares,
         memory=memory,
-        overhead=device.overhead.model_copy(update={"operation_us": launch}),
+        overhead=device.overhead.model_copy(update={"operation_us": launch, "result_macs": results}),
         sources={**device.sources, _SOURCE: "Latency table of this machine, half of its entries"},
     )
 

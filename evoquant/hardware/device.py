@@ -97,12 +97,17 @@ class Memory(BaseModel):
 
 
 class Overhead(BaseModel):
-    """Time per operation and per inference that is spent on neither arithmetic nor memory."""
+    """Time per operation and per inference that is spent on neither arithmetic nor memory.
+
+    ``result_macs`` are multiply-accumulates that each result of a product costs beside its own, so that short sums are
+    slower than long ones; None for 0.
+    """
 
     model_config = _STRICT
 
     operation_us: Quantity
     inference_us: Quantity
+    result_macs: Quantity | None = None
 
 
 class Power(BaseModel):

@@ -1,6 +1,7 @@
 """Latency from a device file: the larger of the time to multiply and the time to move, and a launch.
 
-    t = max(MAC / (peak(executed type) · utilisation(class)), bytes / bandwidth) + t_operation
+    t = max((MAC + results · MAC per result) / (peak(executed type) · utilisation(class)), bytes / bandwidth)
+        + t_operation
 
 References:
     S. Williams, A. Waterman, D. Patterson, "Roofline: an insightful visual performance model for multicore
@@ -58,6 +59,7 @@ class Roofline:
         self.device = device
         self.threads = threads
         self._share = 1.0 if threads is None else threads / device.cores_count.value
+        self._result_macs = 0.0 if device.overhead.result_macs is None else device.overhead.result_macs.value
         self._known: _Known | None = None
 
     def latency(self, graph: ModelGraph, plan: Mapping[str, LayerQuantConfig]) -> LatencyEstimate:
@@ -98,7 +100,7 @@ class Roofline:
         """Time of one operation as the device executes it."""
         work, config, device = work_class(op), legal.config, self.device
         rate = legal.executed.peak_gmacs_per_s * device.utilisation(legal.executed, work).value * self._share
-        compute_s = op.macs / (rate * _GIGA)
+        compute_s = (op.macs + elements(op.output_shape) * self._result_macs) / (rate * _GIGA)
         width = device.float_bytes
         if device.activations == "codes":
             width = stored_bytes(config.activation_bits, device.float_bytes)
@@ -130,8 +132,9 @@ class Roofline:
         """Kinds of the figures that every prediction uses."""
         device = self.device
         figures = [*device.peak_gmacs_per_s.values(), *device.utilisation_fraction.values()]
-        figures += [getattr(device.memory, name) for name in type(device.memory).model_fields]
-        return kinds_of([*figures, device.overhead.operation_us, device.overhead.inference_us])
+        for part in (device.memory, device.overhead):
+            figures += [figure for name in type(part).model_fields if (figure := getattr(part, name)) is not None]
+        return kinds_of(figures)
 
     def _known_of(self, graph: ModelGraph) -> _Known:
         if self._known is None or self._known.tensors.graph is not graph:
