@@ -10,10 +10,11 @@ from torch import Tensor
 
 from evoquant.calibrate.fisher import OperandSample
 from evoquant.calibrate.range_search import Criterion, search_range
-from evoquant.calibrate.ranges import EXPONENT_OFFSETS, activation_params, operand_params
+from evoquant.calibrate.ranges import EXPONENT_OFFSETS, activation_params, operand_params, twin_candidates
 from evoquant.calibrate.statistics import TensorStatistics
 from evoquant.quant import SMALLEST_SCALE, QuantParams, step_scale
 from evoquant.quant.lattice import Lattice, OctaveLattice, StepLattice
+from evoquant.quant.params import lattice_of
 from evoquant.types import CalibrationMethod, LayerQuantConfig, QuantizationScheme
 
 STEPS = 24
@@ -81,6 +82,9 @@ def fisher_activation_params(
     if base.bits > MAX_BITS:
         return base
     lowest = min(statistics.minimum if lower_bound is None else lower_bound, 0.0)
+    if base.scheme is QuantizationScheme.TWIN:
+        candidates = list(twin_candidates(base.bits, lowest, max(statistics.maximum, 0.0), steps=STEPS))
+        return candidates[_cheapest(((lattice_of(params), float(params.scale)) for params in candidates), sample)]
     ends = _least_costly(base, sample, lowest, max(statistics.maximum, 0.0), is_symmetric=config.use_symmetric)
     scale, zero_point = step_scale(*ends, base.q_min, base.q_max, is_symmetric=config.use_symmetric)
     if base.scheme is QuantizationScheme.POWER_OF_TWO:

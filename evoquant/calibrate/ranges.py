@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from evoquant.errors import PrecisionError
 from evoquant.quant import SMALLEST_SCALE, QuantParams, code_range, step_scale
 from evoquant.quant.criteria import histogram_mse
 from evoquant.quant.lattice import OctaveLattice, StepLattice
+from evoquant.quant.params import twin_lattice
 from evoquant.types import CalibrationMethod, LayerQuantConfig, QuantizationGranularity, QuantizationScheme
 from evoquant.types.precision import FLOAT_BITS, MAX_LOG2_BITS
 
@@ -22,6 +25,7 @@ GELU_MINIMUM = -0.16997121
 
 EXPONENT_OFFSETS = (1, 0, -1, -2)
 _LOG2_STEPS = 100
+_TWIN_STEPS = 50
 
 
 def activation_params(
@@ -39,8 +43,8 @@ def activation_params(
     least divergence. With more codes than bins (16 bits) a histogram cannot tell
     ranges apart, and the last two keep the extremes.
 
-    A power-of-two scale is the exponent with the least square error near the range of the method. A log2 scale is
-    searched by square error, whatever the method.
+    A power-of-two scale is the exponent with the least square error near the range of the method. A log2 scale, and the
+    two steps of twin codes, are searched by square error, whatever the method.
 
     Args:
         statistics: Of the tensor.
@@ -60,6 +64,8 @@ def activation_params(
     if config.activation_scheme is QuantizationScheme.LOG2:
         return _log2_params(statistics, config.activation_bits, levels_per_octave)
     lower = min(statistics.minimum if lower_bound is None else lower_bound, 0.0)
+    if config.activation_scheme is QuantizationScheme.TWIN:
+        return _twin_params(statistics, config.activation_bits, lower)
     return _step_params(statistics, config, lower, is_symmetric=config.use_symmetric)
 
 
@@ -177,3 +183,40 @@ def _log2_params(statistics: TensorStatistics, bits: int, levels_per_octave: int
     return QuantParams(
         QuantizationScheme.LOG2, bits, best, zero_point, q_min, q_max, levels_per_octave=levels_per_octave
     )
+
+
+def twin_candidates(bits: int, lowest: float, highest: float, *, steps: int) -> Iterator[QuantParams]:
+    """Twin codes that reach down to ``lowest`` and up to shares of ``highest``, equal steps first.
+
+    References:
+        Z. Yuan et al., "PTQ4ViT: Post-Training Quantization for Vision Transformers with Twin Uniform Quantization",
+        ECCV 2022, https://arxiv.org/abs/2111.12293. Here zero lies among the fine codes, the coarse step is at most so
+        large that codes are bytes, and both steps are chosen together.
+    """
+    half = 2 ** (bits - 1)
+    q_min, q_max = code_range(QuantizationScheme.TWIN, bits, is_symmetric=False, is_signed=False)
+    for shift in range(9 - bits):  # beyond, codes are no bytes
+        top = half - 1 + (half << shift)
+        for step in range(steps, steps // 10, -1):
+            upper = highest * step / steps
+            scale = max((upper - lowest) / top, -lowest / (half - 1), SMALLEST_SCALE)
+            zero_point = torch.tensor(min(round(-lowest / scale), half - 1), dtype=torch.int32)
+            yield QuantParams(
+                QuantizationScheme.TWIN, bits, torch.tensor(scale), zero_point, q_min, q_max, coarse_shift=shift
+            )
+
+
+def _twin_params(statistics: TensorStatistics, bits: int, lowest: float) -> QuantParams:
+    candidates = list(twin_candidates(bits, lowest, max(statistics.maximum, 0.0), steps=_TWIN_STEPS))
+    errors = [
+        float(
+            histogram_mse(
+                *statistics.occupied_bins(),
+                statistics.bin_width,
+                params.scale.reshape(1, 1),
+                twin_lattice(bits, params.coarse_shift, int(params.zero_point)),
+            )
+        )
+        for params in candidates
+    ]
+    return candidates[errors.index(min(errors))]

@@ -38,7 +38,7 @@ class OperandCache:
         moments: Of the inputs of operations with a weight: those that have them get the weight whose output error is
             least; the others are rounded to the nearest.
         compensation: How that weight is found.
-        samples: Of all operands with gradients, for ranges by ``fisher`` and for the greatest level of log2 codes.
+        samples: Of all operands with gradients, for ranges by ``fisher`` and for log2 and twin codes.
     """
 
     def __init__(
@@ -134,8 +134,8 @@ class OperandCache:
     def _params(self, op: Op, index: int, config: LayerQuantConfig) -> QuantParams:
         statistics = self.statistics[op.inputs[index]]
         is_fisher = config.calibration_method is CalibrationMethod.FISHER
-        is_log2 = config.activation_scheme is QuantizationScheme.LOG2
-        sample = self._samples[operand_key(op, index)] if self._samples and (is_fisher or is_log2) else None
+        is_uneven = config.activation_scheme in (QuantizationScheme.LOG2, QuantizationScheme.TWIN)
+        sample = self._samples[operand_key(op, index)] if self._samples and (is_fisher or is_uneven) else None
         if index == 1:
             return fisher_operand_params(statistics, config, sample) if sample else operand_params(statistics, config)
         lower_bound = KNOWN_MINIMA.get(self.captured.graph.node[op.inputs[index]].kind)

@@ -18,16 +18,19 @@ from evoquant.types.precision import (
     FLOAT,
     FLOAT_BITS,
     MAX_LOG2_BITS,
+    TWIN_BITS,
     LayerQuantConfig,
     QuantizationGranularity,
     QuantizationScheme,
 )
+from evoquant.types.support import TWIN_ROLES
 
 Legaliser: TypeAlias = Callable[[Op, LayerQuantConfig], LayerQuantConfig | str]
 """Gives the legal form of a configuration, or the reason why there is none."""
 
 _FIXED_BITS = {QuantizationScheme.TERNARY: 2, QuantizationScheme.BINARY: 1}
 _LEAST_UNIFORM_BITS = 2
+_TWIN_EXECUTED_BITS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +126,15 @@ def executed_type(config: LayerQuantConfig, rule: Support, device: Device) -> Na
 
     That of the rule if it names one; the device's float type if a side is float; else the fastest type whose widths
     cover the stored ones, of equally fast ones the narrowest. Float types cover every width. Weights with a zero point
-    are multiplied with one bit more than they are stored.
+    are multiplied with one bit more than they are stored, twin activations with 8.
     """
     if FLOAT_BITS in (config.weight_bits, config.activation_bits):
         return device.types[device.float_type]
     if rule.executes is not None:
         return device.types[rule.executes]
-    wanted = Precision(config.weight_bits + (not config.weight_symmetric), config.activation_bits)
+    is_twin = config.activation_scheme is QuantizationScheme.TWIN
+    activation_bits = _TWIN_EXECUTED_BITS if is_twin else config.activation_bits
+    wanted = Precision(config.weight_bits + (not config.weight_symmetric), activation_bits)
     return next(native for native in device.types.values() if Precision(*native[1:3]).covers(wanted))
 
 
@@ -179,6 +184,8 @@ def _keeps_weight_scheme(config: LayerQuantConfig, rule: Support, weight_bits: i
 def _keeps_activation_scheme(op: Op, config: LayerQuantConfig, rule: Support, activation_bits: int) -> bool:
     scheme = config.activation_scheme
     if scheme is QuantizationScheme.LOG2 and (op.role is not Role.ATTENTION_AV or activation_bits > MAX_LOG2_BITS):
+        return False
+    if scheme is QuantizationScheme.TWIN and (op.role not in TWIN_ROLES or activation_bits not in TWIN_BITS):
         return False
     return scheme in rule.activation_schemes or scheme is QuantizationScheme.UNIFORM
 

@@ -71,8 +71,8 @@ class KernelCase:
         op: The kernel; a value of ``KernelOp``.
         shape: Its geometry in the order that ``KernelOp`` states; images have batch size 1.
         precision: ``fp32``; ``w{bits}a{bits}`` with the suffix ``-log2``, ``-ternary`` or ``-binary`` of a weight
-            codebook, ``-loga`` for log2 activations, ``-g{size}`` for a scale per group; ``w16a16`` for codes beyond
-            8 bits, which are multiplied in floating point.
+            codebook, ``-loga`` for log2 activations, ``-twin`` for twin ones, ``-g{size}`` for a scale per group;
+            ``w16a16`` for codes beyond 8 bits, which are multiplied in floating point.
     """
 
     op: str
@@ -177,6 +177,9 @@ def conversion_case(elements: int, *, to_codes: bool) -> KernelCase:
     return KernelCase(KernelOp.DEQUANTIZE, (elements,), "u8-f32")
 
 
+_ACTIVATION_SUFFIXES = {QuantizationScheme.LOG2: "-loga", QuantizationScheme.TWIN: "-twin"}
+
+
 def _is_float(config: LayerQuantConfig) -> bool:
     return FLOAT_BITS in (config.weight_bits, config.activation_bits)
 
@@ -187,8 +190,7 @@ def _matmul_precision(op: Op, config: LayerQuantConfig) -> str:
         return FP32
     if bits > 8:
         raise KernelError(f"Op '{op.name}': no kernel multiplies two activations of {bits} bits; use 8 bits or fewer.")
-    log2 = config.activation_scheme is QuantizationScheme.LOG2
-    return f"w{bits}a{bits}{'-loga' if log2 else ''}"
+    return f"w{bits}a{bits}{_ACTIVATION_SUFFIXES.get(config.activation_scheme, '')}"
 
 
 def _depthwise_precision(op: Op, config: LayerQuantConfig) -> str:
@@ -214,6 +216,7 @@ def _precision(op: Op, config: LayerQuantConfig, group_width: int) -> str:
     if scheme is QuantizationScheme.LOG2 and bits > MAX_LOG2_BITS:
         raise KernelError(f"Op '{op.name}': log2 weights of {bits} bits have no kernel; use at most {MAX_LOG2_BITS}.")
     suffix = "" if uniform else f"-{scheme.value}"
+    suffix += _ACTIVATION_SUFFIXES.get(config.activation_scheme, "")
     return f"w{bits}a{config.activation_bits}{suffix}{_group_suffix(op, config, group_width)}"
 
 

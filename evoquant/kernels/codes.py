@@ -55,7 +55,9 @@ class ActivationCodes:
 
     Uniform: ``code = clamp(round(x * (1 / scale)) + zero_point, q_min, q_max)``, ties to even. Kernels work on codes
     that start at zero, so a signed range is moved; results do not change. With ``log2_levels`` the values are
-    ``scale * 2**-i`` for i in [0, log2_levels) and zero, to the nearest, and the other fields are ignored.
+    ``scale * 2**-i`` for i in [0, log2_levels) and zero, to the nearest, and the other fields are ignored. With
+    ``coarse_shift`` a code beyond ``coarse_from`` goes on to the nearest of that plus multiples of ``2**coarse_shift``,
+    ties upwards.
 
     Attributes:
         scale: Real value of one step, positive.
@@ -63,6 +65,8 @@ class ActivationCodes:
         q_min: Smallest code.
         q_max: Greatest code.
         log2_levels: Number of powers of two, at most 15; 0 for uniform codes.
+        coarse_from: The last of the codes that are one step apart, if others are further.
+        coarse_shift: Logarithm of the distance of those beyond; 0 for uniform codes.
     """
 
     scale: float
@@ -70,6 +74,8 @@ class ActivationCodes:
     q_min: int = 0
     q_max: int = LARGEST_U8
     log2_levels: int = 0
+    coarse_from: int = 0
+    coarse_shift: int = 0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale > 0):
@@ -80,6 +86,11 @@ class ActivationCodes:
             )
         if not 0 <= self.log2_levels <= 15:
             raise KernelError(f"log2_levels must lie in [0, 15], but got {self.log2_levels}.")
+        if self.coarse_shift and (self.q_max - self.coarse_from) % (1 << self.coarse_shift):
+            raise KernelError(
+                f"q_max must be coarse_from plus a multiple of 2^{self.coarse_shift}, but got {self.q_max} and "
+                f"{self.coarse_from}."
+            )
 
     @classmethod
     def uniform(cls, scale: float, zero_point: int = 0, *, bits: int = 8, is_symmetric: bool = False) -> Self:
@@ -92,6 +103,13 @@ class ActivationCodes:
     def log2(cls, scale: float, *, bits: int) -> Self:
         """Powers of two up to ``scale`` and zero, in codes of this width."""
         return cls(scale, log2_levels=2**bits - 1)
+
+    @classmethod
+    def twin(cls, scale: float, zero_point: int, *, bits: int, coarse_shift: int) -> Self:
+        """Half of the codes of this width one step apart, the others ``2**coarse_shift`` steps."""
+        half = 2 ** (bits - 1)
+        top = half - 1 + (half << coarse_shift)
+        return cls(scale, zero_point, 0, top, coarse_from=half - 1, coarse_shift=coarse_shift)
 
     @property
     def operand_max(self) -> int:
@@ -109,5 +127,11 @@ class ActivationCodes:
         """The native quantizer, moved so that codes start at zero where they are stored as unsigned bytes."""
         offset = 0 if self.operand is Operand.CODES_F32 else self.q_min
         return native().Quantizer(
-            self.scale, self.zero_point - offset, self.q_min - offset, self.q_max - offset, self.log2_levels
+            self.scale,
+            self.zero_point - offset,
+            self.q_min - offset,
+            self.q_max - offset,
+            self.log2_levels,
+            self.coarse_from,
+            self.coarse_shift,
         )

@@ -24,7 +24,7 @@ Run = Callable[[int], float]
 TYPICAL_SIGMAS = 3.5
 """Standard deviations of a weight channel inside its range of codes."""
 
-_PRECISION = re.compile(r"w(\d+)a(\d+)(?:-(log2|ternary|binary|loga))?(?:-g(\d+))?")
+_PRECISION = re.compile(r"w(\d+)a(\d+)(?:-(log2|ternary|binary))?(?:-(loga|twin))?(?:-g(\d+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ class Precision:
     weight_bits: int
     activation_bits: int
     scheme: str | None = None
+    activation_scheme: str | None = None
     group_size: int | None = None
 
     @classmethod
@@ -48,8 +49,8 @@ class Precision:
         match = _PRECISION.fullmatch(text)
         if match is None:
             raise KernelError(f"Expected a precision such as 'fp32', 'w4a8' or 'w4a8-log2-g64', but got '{text}'.")
-        weight, activation, scheme, group = match.groups()
-        return cls(int(weight), int(activation), scheme, int(group) if group else None)
+        weight, activation, scheme, activation_scheme, group = match.groups()
+        return cls(int(weight), int(activation), scheme, activation_scheme, int(group) if group else None)
 
     @property
     def codebook(self) -> tuple[int, ...] | None:
@@ -61,8 +62,14 @@ class Precision:
 
     def codes(self) -> ActivationCodes:
         """A quantizer for values of a normal distribution, or of a softmax with log2 codes."""
-        if self.scheme == "loga":
+        if self.activation_scheme == "loga":
             return ActivationCodes.log2(1.0, bits=self.activation_bits)
+        if self.activation_scheme == "twin":
+            half, shift = (
+                2 ** (self.activation_bits - 1),
+                8 - self.activation_bits,
+            )  # the greatest code bounds 16-bit sums
+            return ActivationCodes.twin(4.0 / half, half // 2, bits=self.activation_bits, coarse_shift=shift)
         levels = 2**self.activation_bits
         return ActivationCodes.uniform(8.0 / levels, levels // 2, bits=self.activation_bits)
 

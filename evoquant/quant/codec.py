@@ -38,6 +38,10 @@ def quantize(x: Tensor, params: QuantParams) -> Tensor:
         codes = torch.where(points == 0, 0, octaves).mul_(points.sign())
     elif params.scheme is QuantizationScheme.BINARY:
         codes = points.clamp_(min=0.0)
+    elif params.scheme is QuantizationScheme.TWIN:
+        steps = points.add_(view.zero_point)
+        beyond = (steps - (2.0 ** (params.bits - 1) - 1.0)).clamp_(min=0.0)
+        codes = steps.sub_(beyond).add_(beyond / 2.0**params.coarse_shift)
     else:
         codes = points.add_(view.zero_point)
     return codes.to(torch.int32).reshape(x.shape)
@@ -65,7 +69,7 @@ def dequantize(codes: Tensor, params: QuantParams) -> Tensor:
     if codebook is None:
         points = (view.values - view.zero_point).float()
     else:
-        points = codebook[(view.values - params.q_min).long()]
+        points = codebook[(view.values - params.q_min).long()] - view.zero_point
     return points.mul_(view.scale).reshape(codes.shape)
 
 

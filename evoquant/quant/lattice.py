@@ -1,4 +1,4 @@
-"""Nearest points of the three code lattices, in units of the scale: integers, powers of two, and plus or minus one.
+"""Nearest points of the code lattices, in units of the scale: integers, two steps, powers of two, plus or minus one.
 
 Each lattice changes a tensor in place, in passes that are as cheap as a copy, because the simulation of a whole model
 spends its time here. A tensor that is not finite keeps what is NaN as NaN.
@@ -49,6 +49,39 @@ class StepLattice:
         if isinstance(self.lower, Tensor) or isinstance(self.upper, Tensor):
             return values.clamp_(torch.as_tensor(self.lower), torch.as_tensor(self.upper))
         return values.clamp_(self.lower, self.upper)
+
+
+@dataclass(frozen=True, slots=True)
+class TwinLattice:
+    """The integers from ``-zero_point`` on, and ``coarse_from`` plus multiples of a power of two.
+
+    A value goes to the nearest integer, ties to even, and from there to the nearest point, ties upwards: what a kernel
+    does that quantizes to bytes first.
+
+    Attributes:
+        coarse_from: The last of the integers, counted from the smallest one.
+        coarse_shift: Logarithm of the distance of the points beyond.
+        coarse_points: Their number.
+        zero_point: Zero, counted from the smallest integer.
+    """
+
+    coarse_from: int
+    coarse_shift: int
+    coarse_points: int
+    zero_point: int
+
+    @property
+    def top(self) -> int:
+        """The greatest point, counted from the smallest one."""
+        return self.coarse_from + (self.coarse_points << self.coarse_shift)
+
+    def nearest_(self, values: Tensor) -> Tensor:
+        """Replace each value by the nearest point, in place."""
+        knee, step = self.coarse_from - self.zero_point, 2.0**self.coarse_shift
+        values.round_().clamp_(-self.zero_point, self.top - self.zero_point)
+        beyond = (values - knee).clamp_(min=0.0)
+        coarse = (beyond / step).add_(0.5).floor_().mul_(step)
+        return values.add_(coarse.sub_(beyond))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from evoquant.errors import PrecisionError
-from evoquant.quant.lattice import Lattice, OctaveLattice, SignLattice, StepLattice, octave_levels
+from evoquant.quant.lattice import Lattice, OctaveLattice, SignLattice, StepLattice, TwinLattice, octave_levels
 from evoquant.types import QuantizationScheme
 from evoquant.types.precision import MAX_LOG2_BITS
 
@@ -22,10 +22,11 @@ class QuantParams:
     """How real values map to integer codes and back.
 
     Step schemes (uniform, power-of-two scale, ternary): ``x ~ scale * (code - zero_point)``. The others read a
-    codebook: ``x ~ scale * codebook[code - q_min]``. Codes grow with the value in each scheme.
+    codebook: ``x ~ scale * codebook[code - q_min]``; twin codes do, and have a zero point:
+    ``x ~ scale * (codebook[code] - zero_point)``. Codes grow with the value in each scheme.
 
     Attributes:
-        scheme: ``UNIFORM``, ``POWER_OF_TWO``, ``LOG2``, ``TERNARY`` or ``BINARY``.
+        scheme: ``UNIFORM``, ``POWER_OF_TWO``, ``LOG2``, ``TERNARY``, ``BINARY`` or ``TWIN``.
         bits: Bits of a code, sign and zero included.
         scale: Float32, positive: shape () for one scale, (channels,) with ``axis``, (rows, groups) with ``group_size``.
         zero_point: Int32 of the same shape, inside [q_min, q_max]; zeros where the scheme has none.
@@ -34,6 +35,7 @@ class QuantParams:
         axis: The axis that has one scale per channel; None for one scale, or for groups.
         group_size: Number of consecutive values of a flattened row (axis 0 is the row) that share a scale.
         levels_per_octave: For ``LOG2``: 1 for powers of two, 2 for powers of the root of two.
+        coarse_shift: For ``TWIN``: the upper half of the codes lie ``2**coarse_shift`` steps apart.
     """
 
     scheme: QuantizationScheme
@@ -45,6 +47,7 @@ class QuantParams:
     axis: int | None = None
     group_size: int | None = None
     levels_per_octave: int = 1
+    coarse_shift: int = 0
 
     def __post_init__(self) -> None:
         shapes = (tuple(self.scale.shape), tuple(self.zero_point.shape))
@@ -70,10 +73,17 @@ class QuantParams:
                 f"log2 codes have at most {MAX_LOG2_BITS} bits and 1 or 2 levels per octave, but got {self.bits} bits "
                 f"and {self.levels_per_octave} levels."
             )
+        if self.scheme is QuantizationScheme.TWIN and (dimensions or int(self.zero_point) > self.q_max // 2):
+            raise PrecisionError(
+                f"twin codes have one scale and a zero point among the fine ones, but got {dimensions} dimensions and "
+                f"the zero points {self.zero_point.tolist()}."
+            )
 
     @property
     def codebook(self) -> Tensor | None:
         """Value of each code from q_min to q_max in units of the scale; None for uniform codes. Not to be modified."""
+        if self.scheme is QuantizationScheme.TWIN:
+            return _twin_codebook(self.bits, self.coarse_shift)
         return _codebook(self.scheme, self.q_min, self.q_max, self.levels_per_octave)
 
     @property
@@ -98,6 +108,18 @@ def _codebook(scheme: QuantizationScheme, q_min: int, q_max: int, levels_per_oct
     return None
 
 
+@lru_cache(maxsize=32)
+def _twin_codebook(bits: int, coarse_shift: int) -> Tensor:
+    codes, half = torch.arange(2.0**bits), 2.0 ** (bits - 1)
+    return codes + (codes - (half - 1.0)).clamp_(min=0.0) * (2.0**coarse_shift - 1.0)
+
+
+def twin_lattice(bits: int, coarse_shift: int, zero_point: int) -> TwinLattice:
+    """The points of twin codes."""
+    half = 2 ** (bits - 1)
+    return TwinLattice(half - 1, coarse_shift, half, zero_point)
+
+
 def code_range(scheme: QuantizationScheme, bits: int, *, is_symmetric: bool, is_signed: bool) -> tuple[int, int]:
     """The smallest and the greatest code.
 
@@ -110,7 +132,7 @@ def code_range(scheme: QuantizationScheme, bits: int, *, is_symmetric: bool, is_
     if scheme is QuantizationScheme.BINARY:
         return 0, 1
     half = 2 ** (bits - 1)
-    if scheme is QuantizationScheme.LOG2 and not is_signed:
+    if scheme is QuantizationScheme.TWIN or (scheme is QuantizationScheme.LOG2 and not is_signed):
         return 0, 2**bits - 1
     if is_symmetric or scheme in (QuantizationScheme.LOG2, QuantizationScheme.TERNARY):
         return 1 - half, half - 1
@@ -128,6 +150,8 @@ def lattice_of(params: QuantParams, *, zero_point: Tensor | None = None) -> Latt
         return OctaveLattice(params.q_max, params.levels_per_octave, params.q_min < 0)
     if params.scheme is QuantizationScheme.BINARY:
         return SignLattice()
+    if params.scheme is QuantizationScheme.TWIN:
+        return twin_lattice(params.bits, params.coarse_shift, int(params.zero_point))
     if params.is_symmetric:
         return StepLattice(float(params.q_min), float(params.q_max))
     if zero_point is None:

@@ -18,7 +18,8 @@ from evoquant.types import (
     QuantizationScheme,
     Role,
 )
-from evoquant.types.precision import MAX_LOG2_BITS
+from evoquant.types.precision import TWIN_BITS
+from evoquant.types.support import TWIN_ROLES
 
 EDGE_ROLES = (Role.STEM, Role.HEAD)
 
@@ -39,7 +40,8 @@ def uniform_plan(
 ) -> dict[str, LayerQuantConfig]:
     """The same uniform precision for all operations, weights per channel, ranges by their effect on the output.
 
-    At 4 bits the output of a softmax has log2 codes: most of it would be less than half a uniform step.
+    Below 8 bits the output of a softmax and the input of the last layer of an MLP have twin codes: most of their values
+    would be less than half a uniform step.
 
     Args:
         graph: The model.
@@ -58,8 +60,8 @@ def _uniform(op: Op, weight_bits: int, activation_bits: int, edge_bits: int) -> 
         granularity=_granularity(op),
         calibration_method=CalibrationMethod.FISHER,
     )
-    if op.role is Role.ATTENTION_AV and config.activation_bits <= MAX_LOG2_BITS:
-        config = replace(config, activation_scheme=QuantizationScheme.LOG2)
+    if op.role in TWIN_ROLES and config.activation_bits in TWIN_BITS:
+        config = replace(config, activation_scheme=QuantizationScheme.TWIN)
     return canonical(op, config)
 
 

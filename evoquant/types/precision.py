@@ -14,10 +14,14 @@ FLOAT_BITS = 32
 WEIGHT_BITS = (1, 2, 3, 4, 5, 6, 7, 8, 16, FLOAT_BITS)
 ACTIVATION_BITS = (4, 5, 6, 7, 8, 16, FLOAT_BITS)
 MAX_LOG2_BITS = 4
+TWIN_BITS = (4, 5, 6, 7)
 
 
 class QuantizationScheme(StrEnum):
     """How real values map to codes.
+
+    ``TWIN`` is for activations with a long tail: half of the codes have a fine step around zero, the others a step that
+    is a power of two times as large, so kernels multiply them as bytes.
 
     ``SYMMETRIC`` and ``ASYMMETRIC`` are the two uniform schemes by their older names: a ``LayerQuantConfig`` accepts
     them and stores ``UNIFORM`` with the symmetry beside it.
@@ -28,6 +32,7 @@ class QuantizationScheme(StrEnum):
     LOG2 = "log2"
     TERNARY = "ternary"
     BINARY = "binary"
+    TWIN = "twin"
     SYMMETRIC = "symmetric"
     ASYMMETRIC = "asymmetric"
 
@@ -65,7 +70,8 @@ class LayerQuantConfig:
         weight_bits: Bits of a stored weight, sign and zero included; 32 leaves weights in floating point.
         activation_bits: Bits of an input activation; 32 leaves inputs in floating point.
         weight_scheme: Scheme of the weights. ``TERNARY`` has 2 bits, ``BINARY`` 1.
-        activation_scheme: Scheme of the input; ``LOG2`` only for the output of a softmax.
+        activation_scheme: Scheme of the input; ``LOG2`` only for the output of a softmax, ``TWIN`` for that and for the
+            input of the last layer of an MLP.
         granularity: Sharing of weight scales; input activations have one scale per tensor.
         use_symmetric: Whether input activations have no zero point.
         weight_symmetric: Whether weights have no zero point.

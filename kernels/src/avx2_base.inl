@@ -52,7 +52,7 @@ inline void translate256(const int8_t* codebook, int8_t* codes) {
 #include "vector.inl"
 
 void quantize_u8(const float* x, size_t count, const QuantArgs& q, uint8_t* out) {
-  if (q.log2_levels > 0) return quantize_u8_simple(x, count, q, out);
+  if (!q.is_uniform()) return quantize_u8_simple(x, count, q, out);
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7), zero = _mm256_set1_epi16((short)q.zero_point);
   size_t i = 0;
   for (; i + 32 <= count; i += 32) {

@@ -43,7 +43,7 @@ inline void translate256(const int8_t* codebook, int8_t* codes) {
 #include "vector.inl"
 
 void quantize_u8(const float* x, size_t count, const QuantArgs& q, uint8_t* out) {
-  if (q.log2_levels > 0) return quantize_u8_simple(x, count, q, out);
+  if (!q.is_uniform()) return quantize_u8_simple(x, count, q, out);
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const __m512i zero = _mm512_set1_epi16((short)q.zero_point);
   size_t i = 0;

@@ -238,8 +238,9 @@ void bind_machine(nb::module_& m) {
 
 void bind_handles(nb::module_& m) {
   nb::class_<eq_quantizer>(m, "Quantizer")
-      .def("__init__", [](eq_quantizer* q, float scale, int zero_point, int q_min, int q_max, int log2_levels) {
-        new (q) eq_quantizer{scale, zero_point, q_min, q_max, log2_levels};
+      .def("__init__", [](eq_quantizer* q, float scale, int zero_point, int q_min, int q_max, int log2_levels, int coarse_from,
+                          int coarse_shift) {
+        new (q) eq_quantizer{scale, zero_point, q_min, q_max, log2_levels, coarse_from, coarse_shift};
       });
   nb::class_<eq_contraction_spec>(m, "Spec")
       .def_ro("operand", &eq_contraction_spec::operand)

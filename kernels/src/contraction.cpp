@@ -28,7 +28,15 @@ Bytes& Bytes::operator=(Bytes&& other) noexcept {
 }
 
 QuantArgs quant_args(const eq_quantizer& q) {
-  return {1.0f / q.scale, (float)(q.q_min - q.zero_point), (float)(q.q_max - q.zero_point), q.zero_point, q.log2_levels};
+  return {1.0f / q.scale,  (float)(q.q_min - q.zero_point), (float)(q.q_max - q.zero_point), q.zero_point,
+          q.log2_levels, q.coarse_from,                     q.coarse_shift};
+}
+
+int check_coarse(const eq_quantizer& q, const char* who) {
+  const bool is_possible = q.coarse_shift >= 0 && q.coarse_shift < 16 && q.coarse_from <= q.q_max;
+  if (!is_possible || (q.q_max - q.coarse_from) % (1 << q.coarse_shift) != 0)
+    return fail("%s: expected a greatest code %d that is %d plus a multiple of 2^%d", who, q.q_max, q.coarse_from, q.coarse_shift);
+  return 0;
 }
 
 float unit_of(const eq_quantizer& q) {
@@ -663,7 +671,7 @@ int check_quantizer(const eq_contraction& c, const eq_quantizer* q, const char* 
     return fail("%s: expected q_min <= zero_point <= q_max, but got %d, %d, %d", who, q->q_min, q->zero_point, q->q_max);
   if (c.spec.operand == EQ_OPERAND_U8 && q->q_min < 0)
     return fail("%s: q_min must not be negative for u8 codes, but got %d", who, q->q_min);
-  return 0;
+  return check_coarse(*q, who);
 }
 
 // A matrix product whose rows are quantised chunk by chunk, just before they are used.

@@ -38,6 +38,7 @@ struct Rows {
 };
 
 QuantArgs quant_args(const eq_quantizer& q);
+int check_coarse(const eq_quantizer& q, const char* who);  // 0, or -1 with the reason
 float unit_of(const eq_quantizer& q);  // the real value of one integer
 
 inline int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }

@@ -69,6 +69,9 @@ struct QuantArgs {
   float inverse, low, high;
   int32_t zero_point;
   int32_t log2_levels;
+  int32_t coarse_from, coarse_shift;
+
+  bool is_uniform() const { return log2_levels == 0 && coarse_shift == 0; }
 };
 
 struct DepthwiseArgs {

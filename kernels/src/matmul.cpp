@@ -168,6 +168,7 @@ extern "C" int eq_matmul_f32(int isa, const eq_matmul_shape* shape, const float*
     if (!(qa->scale > 0.0f)) return fail("matmul: scale must be positive, but got %g", (double)qa->scale);
     const int top = qa->log2_levels > 0 ? 1 << (qa->log2_levels - 1) : qa->q_max;
     if (top > 32767 || qa->q_min < 0) return fail("matmul: activations reach %d, beyond 15 bits", top);
+    if (check_coarse(*qa, "matmul") != 0) return -1;
     depth = 32767 / (2 * top * b_q_max);
     const bool narrow = top <= 255 && (depth > 0 || !found->u8_needs_depth);
     format = narrow ? byte_format(*found, s.k) : found->s16;

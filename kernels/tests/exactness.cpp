@@ -5,6 +5,7 @@
 #include <cstring>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "evoquant/kernels.h"
@@ -237,8 +238,9 @@ void test_codes(int isa, size_t count) {
   std::vector<float> x(count);
   for (auto& v : x) v = std::normal_distribution<float>(0, 40)(random_bits);
   if (count > 3) x[0] = NAN, x[1] = INFINITY, x[2] = -INFINITY;
-  for (int levels : {0, 7, 15}) {
-    const eq_quantizer q{levels ? 100.0f : 0.37f, levels ? 0 : 101, 0, 255, levels};
+  const std::pair<int, int> formats[] = {{0, 0}, {0, 1}, {0, 4}, {7, 0}, {15, 0}};
+  for (const auto& [levels, coarse_shift] : formats) {
+    const eq_quantizer q{levels ? 100.0f : 0.37f, levels ? 0 : 101, 0, 255, levels, 127, coarse_shift};
     std::vector<int32_t> expected(count);
     eq_ref_quantize(x.data(), count, &q, expected.data());
     Guarded<uint8_t> bytes(count);

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evoquant.errors import KernelError
-from evoquant.kernels import ActivationCodes, Matmul, info
+from evoquant.kernels import ActivationCodes, Matmul, Weights, info, pack_gemm
 from evoquant.kernels import tensors as kt
 
 pytestmark = pytest.mark.skipif(not info().available, reason="the native kernels are not built")
@@ -151,6 +151,31 @@ def test_a_matmul_of_log2_codes(isa, bits, rng):
     nearest[a <= levels[-1] / 2] = 0
     out = Matmul(ActivationCodes.log2(1.0, bits=bits), b_scale=1.0, b_bits=4, isa=isa)(a, b)
     np.testing.assert_allclose(out, nearest @ b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bits", [4, 5, 6, 7])
+def test_a_matmul_of_twin_codes(isa, bits, rng):
+    half, shift, zero_point = 2 ** (bits - 1), 8 - bits, 3
+    a = (rng.standard_normal((1, 2, 9, 40)) ** 2 * 40 - 2).astype(np.float32)
+    b = rng.integers(-7, 8, (1, 2, 40, 12)).astype(np.float32)
+    top = half - 1 + (half << shift)
+    codes = np.clip(np.rint(a) + zero_point, 0, top)
+    beyond = np.maximum(codes - (half - 1), 0)
+    points = codes - beyond + np.floor(beyond / 2**shift + 0.5) * 2**shift - zero_point
+    quantizer = ActivationCodes.twin(1.0, zero_point, bits=bits, coarse_shift=shift)
+    assert quantizer.operand_max == top <= 255
+    assert len(np.unique(points)) > half  # both halves come
+    out = Matmul(quantizer, b_scale=1.0, b_bits=4, isa=isa)(a, b)
+    np.testing.assert_array_equal(out, (points @ b).astype(np.float32))
+    weights = Weights(b[0, 0].T.astype(np.int8).copy(), 4, scales=np.ones(12, np.float32))
+    gemm = pack_gemm(weights, quantizer, isa=isa)(a[0, 0])
+    np.testing.assert_array_equal(gemm, (points[0, 0] @ b[0, 0]).astype(np.float32))
+
+
+def test_the_greatest_twin_code_must_be_one():
+    with pytest.raises(KernelError, match=r"a multiple of 2\^3, but got 30 and 7"):
+        ActivationCodes(1.0, 0, 0, 30, coarse_from=7, coarse_shift=3)
 
 
 def test_matmul_operands_must_fit():

@@ -18,7 +18,17 @@ needs_native = pytest.mark.skipif(not info().available, reason="the native kerne
 
 CASES = [
     KernelCase("gemm", (8, 20, 12), precision)
-    for precision in ("fp32", "w8a8", "w5a7", "w4a8-log2", "w2a8-ternary", "w1a8-binary", "w16a16", "w4a8-g4")
+    for precision in (
+        "fp32",
+        "w8a8",
+        "w5a7",
+        "w4a8-log2",
+        "w6a6-twin",
+        "w2a8-ternary",
+        "w1a8-binary",
+        "w16a16",
+        "w4a8-g4",
+    )
 ] + [
     KernelCase("conv", (6, 6, 4, 5, 3, 3, 1, 1, 1, 1, 1, 1, 1), "w4a8"),
     KernelCase("conv+silu", (6, 6, 4, 5, 3, 3, 2, 2, 1, 1, 1, 1, 1), "fp32"),

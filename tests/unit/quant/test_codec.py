@@ -8,7 +8,7 @@ from evoquant.quant import FakeQuant, QuantParams, dequantize, fake_quantize, qu
 from evoquant.quant.codec import CACHE_BLOCK
 from evoquant.types import QuantizationScheme
 
-UNIFORM, LOG2 = QuantizationScheme.UNIFORM, QuantizationScheme.LOG2
+UNIFORM, LOG2, TWIN = QuantizationScheme.UNIFORM, QuantizationScheme.LOG2, QuantizationScheme.TWIN
 
 
 def integers(*values):
@@ -25,6 +25,11 @@ def log2(bits, levels_per_octave, *, is_signed, scale=1.0):
     return QuantParams(LOG2, bits, torch.tensor(scale), integers(0), q_min, q_max, levels_per_octave=levels_per_octave)
 
 
+def twin(bits, coarse_shift, zero_point, scale=1.0):
+    q_max, zero_points = 2**bits - 1, integers(zero_point)
+    return QuantParams(TWIN, bits, torch.tensor(scale), zero_points, 0, q_max, coarse_shift=coarse_shift)
+
+
 LAYOUTS = {
     "per tensor": uniform(0.037, 117),
     "16 bits": uniform(0.0001, 31000, bits=16),
@@ -36,6 +41,7 @@ LAYOUTS = {
     "binary": QuantParams(QuantizationScheme.BINARY, 1, torch.tensor(0.8), integers(0), 0, 1),
     "log2": log2(4, 1, is_signed=False),
     "log2 signed": log2(3, 1, is_signed=True, scale=2.3),
+    "twin": twin(4, 3, 2, scale=0.11),
     "log sqrt2": log2(4, 2, is_signed=False, scale=0.9),
 }
 
@@ -88,6 +94,31 @@ def test_log2_takes_the_nearest_level(x, bits, levels_per_octave, is_signed):
     distance = (values[:, None] - params.codebook[None, :]).abs()
     found = (fake_quantize(values, params) - values).abs()
     assert torch.allclose(found, distance.min(dim=1).values, rtol=1e-5, atol=1e-7)
+
+
+@settings(max_examples=50)
+@given(
+    x=st.lists(st.floats(-40, 300, width=32), min_size=1, max_size=40),
+    bits=st.sampled_from([4, 5, 6, 7]),
+    zero_point=st.integers(0, 7),
+    data=st.data(),
+)
+def test_twin_takes_the_nearest_of_the_points_that_a_byte_can_be(x, bits, zero_point, data):
+    params = twin(bits, data.draw(st.integers(0, 8 - bits)), zero_point)
+    points = params.codebook - zero_point
+    assert params.codebook.max() <= 255
+    assert len(points.unique()) == 2**bits
+    steps = torch.tensor(x).round().clamp(points.min(), points.max())
+    distance = (steps[:, None] - points[None, :]).abs()
+    found = fake_quantize(torch.tensor(x), params)
+    assert torch.equal((found - steps).abs(), distance.min(dim=1).values)
+    assert bool(torch.isin(found, points).all())
+
+
+def test_twin_has_one_scale_and_a_fine_zero():
+    with pytest.raises(PrecisionError, match="zero point among the fine ones"):
+        twin(4, 1, 8)
+    assert bool(fake_quantize(torch.tensor([torch.nan]), twin(4, 1, 2)).isnan())
 
 
 def test_large_tensors_are_cut_into_blocks_without_a_difference():

@@ -21,6 +21,8 @@ SHAPE = (64, 48, 3, 3)
         ({"granularity": "per_group", "group_size": 128}, "128 does not divide 432. Use 108 or 144"),
         ({"granularity": "per_group", "group_size": -4}, "-4 does not divide 432"),
         ({"activation_scheme": "binary"}, "'binary' exists for weights only"),
+        ({"activation_scheme": "twin", "activation_bits": 6}, "'attention_av' and 'mlp_out'.*role is 'conv'"),
+        ({"weight_scheme": "twin"}, "exists for activations only"),
         ({"activation_scheme": "log2", "activation_bits": 4}, "output of a softmax.*role is 'conv'"),
         ({"activation_scheme": "log2", "activation_bits": 32}, "activation_bits 32 stays in floating point"),
     ],
