@@ -8,8 +8,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from evoquant.hardware import Device
 from evoquant.run import events
 from evoquant.run.executors import Executor, ThreadExecutor, WorkerExecutor
 from evoquant.run.journal import Journal
+from evoquant.run.ray_workers import RayWorker, import_ray, ray_cluster
 from evoquant.run.session import Session
 from evoquant.run.space import build_space
 from evoquant.run.targets import LATENCY_TABLE, Target, load_devices, open_target, target_folders
@@ -90,7 +91,7 @@ async def run_experiment(
                 settings = experiment if place == run_folder else _alone(experiment, target)
                 _write_once(place / "config.yaml", experiment_to_yaml(settings))
                 _write_once(place / "manifest.json", json.dumps(provenance, indent=1) + "\n")
-        with closing(_executor(bench)) as executor:
+        async with _executor(bench) as executor:
             session = Session(
                 bench,
                 targets,
@@ -121,14 +122,21 @@ def _check_executor(name: str, *, is_named: bool) -> None:
             "Workers load model and images by name, but these were given as objects. Use evaluation.executor: thread."
         )
     if name == "ray":
-        raise ConfigurationError("evaluation.executor 'ray' is not built in. Use thread or process.")
+        import_ray()
 
 
-def _executor(bench: Workbench) -> Executor:
-    size, task = bench.experiment.evaluation.parallel_evaluations, (bench.experiment, bench.identity)
-    if bench.experiment.evaluation.executor == "thread":
-        return ThreadExecutor(bench, size)
-    return WorkerExecutor([ProcessWorker(*task) for _ in range(size)])
+@asynccontextmanager
+async def _executor(bench: Workbench) -> AsyncIterator[Executor]:
+    spec, task = bench.experiment.evaluation, (bench.experiment, bench.identity)
+    async with ray_cluster(spec) if spec.executor == "ray" else nullcontext():
+        executor: Executor
+        if spec.executor == "thread":
+            executor = ThreadExecutor(bench, spec.parallel_evaluations)
+        else:
+            kind = RayWorker if spec.executor == "ray" else ProcessWorker
+            executor = WorkerExecutor([kind(*task) for _ in range(spec.parallel_evaluations)])
+        with closing(executor):
+            yield executor
 
 
 @contextmanager

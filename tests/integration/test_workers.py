@@ -1,6 +1,7 @@
 """Workers outside the run's process: the same front as threads find, whatever happens to a worker."""
 
 import asyncio
+import importlib.util
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from evoquant.config import experiment_to_yaml
-from evoquant.errors import RunError
+from evoquant.errors import ConfigurationError, RunError
 from evoquant.evaluate import prepare
 from evoquant.run import events, read_front, run_experiment
 from evoquant.run.executors import WorkerExecutor
@@ -21,8 +22,9 @@ from evoquant.run.workers import ProcessWorker
 from evoquant.space import uniform_plan
 
 pytestmark = pytest.mark.slow
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: evoquant[ray]")
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="No /proc to find workers in")
-KINDS = ["process"]
+KINDS = ["process", pytest.param("ray", marks=needs_ray)]
 
 
 def on(experiment, executor, **options):
@@ -43,6 +45,15 @@ def front_of_threads(module_experiment, tmp_path_factory):
     return essence(run(module_experiment, tmp_path_factory.mktemp("threads")))
 
 
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray cluster that this process is connected to before any run."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed: evoquant[ray]")
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
+    yield ray
+    ray.shutdown()
+
+
 def workers(run):
     """The workers that descend from a process: their ids, with the state of each as ``/proc`` has it."""
     parents, found = {}, {}
@@ -51,7 +62,7 @@ def workers(run):
             state, parent = (process / "stat").read_text().rpartition(")")[2].split()[:2]
             parents[int(process.name)] = int(parent)
             command = (process / "cmdline").read_text()
-            if "multiprocessing.spawn" in command:
+            if command.startswith("ray::PreparedExperiment") or "multiprocessing.spawn" in command:
                 found[int(process.name)] = state
 
     def descends(pid):
@@ -88,7 +99,9 @@ class Killer:
 
 @needs_proc
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_worker_killed_in_mid_evaluation_loses_nothing(kind, module_experiment, front_of_threads, tmp_path):
+def test_a_worker_killed_in_mid_evaluation_loses_nothing(kind, module_experiment, front_of_threads, tmp_path, request):
+    if kind == "ray":
+        request.getfixturevalue("cluster")
     killer = Killer(2, 8)
     front = run(on(module_experiment, kind), tmp_path, listener=killer)
     assert len(killer.killed) == 2
@@ -113,6 +126,21 @@ def test_a_killed_run_takes_its_workers_along_and_goes_on(kind, module_experimen
     assert json.loads(done.stdout)["front"] == front_of_threads["front"]
     assert essence(read_front(folder)) == front_of_threads
     assert "Traceback" not in done.stderr
+
+
+@needs_ray
+def test_a_cluster_of_the_caller_is_left_alone_and_must_have_room(module_experiment, cluster, tmp_path):
+    crowded = on(module_experiment, "ray", parallel_evaluations=3)
+    with pytest.raises(ConfigurationError, match=r"need 3 CPUs, but the Ray cluster has 2\. Use at most 2\."):
+        run(crowded, tmp_path)
+    assert cluster.is_initialized()
+
+
+def test_without_ray_the_message_says_how_to_get_it(module_experiment, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'evoquant\[ray\]'"):
+        run(on(module_experiment, "ray"), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")
