@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,7 +50,7 @@ def search(
         show(_dry_run(settings), as_json=as_json, text=_show_dry_run)
         return
     folder = settings.output.dir / settings.name if run_dir is None else run_dir
-    with SearchProgress() as progress:
+    with SearchProgress() as progress, redirect_stdout(sys.stderr):  # Ray prints what it has to say
         front = run_evolution_sync(settings, run_dir=folder, on_event=progress)
     graph = captured_model(settings).graph
     fronts = (front, *front.other_targets)

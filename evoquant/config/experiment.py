@@ -275,7 +275,10 @@ class EvaluationSpec(_Section):
         batch_size: Images of one forward pass.
         threads: Threads of one evaluation; fixed, because sums depend on it and results must not depend on parallelism.
         parallel_evaluations: Evaluations in flight.
-        executor: Where they run.
+        executor: Where they run: in a ``thread`` of the run, a ``process`` of this machine, or an actor of a ``ray``
+            cluster (``pip install 'evoquant[ray]'``), whose machines must have model and images at the same paths.
+        ray_address: The cluster to join, as in ``auto`` or ``10.0.0.1:6379``. None: the one that the process is
+            connected to already, else a cluster of this machine that ends with the run.
         test_points: Members of the front to judge on the test images, the knee first; None: all.
     """
 
@@ -283,7 +286,14 @@ class EvaluationSpec(_Section):
     threads: PositiveInt = 1
     parallel_evaluations: PositiveInt = 2
     executor: Literal["thread", "process", "ray"] = "thread"
+    ray_address: Annotated[str, Field(min_length=1)] | None = None
     test_points: NonNegativeInt | None = None
+
+    @model_validator(mode="after")
+    def _address_is_used(self) -> Self:
+        if self.ray_address is not None and self.executor != "ray":
+            raise ValueError(f"ray_address goes with executor: ray, but got executor: {self.executor}")
+        return self
 
 
 class OutputSpec(_Section):

@@ -20,7 +20,13 @@ QUICK_SELECTION_IMAGES = 128
 QUICK_TEST_POINTS = 6
 EXTENSIVE_FACTOR = 4
 
-_WITHOUT_EFFECT = (("name",), ("output",), ("evaluation", "parallel_evaluations"), ("evaluation", "executor"))
+_WITHOUT_EFFECT = (
+    ("name",),
+    ("output",),
+    ("evaluation", "parallel_evaluations"),
+    ("evaluation", "executor"),
+    ("evaluation", "ray_address"),
+)
 
 
 def load_experiment(path: str | Path) -> Experiment:

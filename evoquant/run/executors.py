@@ -1,19 +1,19 @@
-"""Where evaluations run: threads of this process, or worker processes. A plan has the same answer wherever it runs."""
+"""Where evaluations run: in this process or outside it. A plan has the same answer wherever it runs."""
 
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from threading import Event
 from typing import Protocol
 
-from evoquant.config import Experiment
 from evoquant.errors import RunError
-from evoquant.evaluate import Accuracy, AccuracyEvaluator, Plan, Workbench, prepare
-from evoquant.types import LayerQuantConfig
+from evoquant.evaluate import Accuracy, AccuracyEvaluator, Plan, Workbench
+
+ATTEMPTS = 2
+"""How many workers may die of one plan before the run ends."""
 
 
 class Executor(Protocol):
@@ -66,60 +66,82 @@ class ThreadExecutor:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-_WORKER: AccuracyEvaluator | None = None
+class WorkerDiedError(Exception):
+    """A worker ended before it answered; the message says what is known of it."""
 
 
-def _start_worker(experiment: str) -> None:
-    global _WORKER
-    _WORKER = prepare(Experiment.model_validate_json(experiment)).evaluator
+class Worker(Protocol):
+    """Judges plans outside this process, one at a time.
 
-
-def _evaluate_in_worker(plan: dict[str, LayerQuantConfig], split: str) -> Accuracy:
-    assert _WORKER is not None, "the initializer of the pool prepares the worker"
-    return _WORKER.evaluate(plan, split=split)
-
-
-class ProcessExecutor:
-    """Evaluations in worker processes that prepare the experiment on their own.
-
-    A worker that dies is replaced, and its evaluation is made again once.
+    It is started by its first plan, and by the first one after it died or was killed.
     """
 
-    def __init__(self, experiment: Experiment, size: int) -> None:
-        self.size = size
-        self._experiment = experiment.model_dump_json()
-        self._pool = self._start()
+    def ask(self, plan: Plan, split: str) -> Accuracy | Exception:
+        """The judgement of a plan, or why there is none.
 
-    def _start(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
-            self.size,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
-            initargs=(self._experiment,),
-        )
+        Raises:
+            WorkerDiedError: If the worker ended before it answered.
+            RunError: If it cannot be started.
+        """
+
+    def kill(self) -> None:
+        """End it at once; whoever waits for its answer hears that it died."""
+
+
+class WorkerExecutor:
+    """Evaluations by workers outside this process; a thread of this process waits for each.
+
+    A worker that dies is started again and its evaluation made again once; the others are not concerned.
+    """
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self.size = len(workers)
+        self._stop = Event()
+        self._workers = tuple(workers)
+        self._free: SimpleQueue[Worker] = SimpleQueue()
+        for worker in workers:
+            self._free.put(worker)
+        self._pool = ThreadPoolExecutor(self.size, thread_name_prefix="evaluate")
 
     async def evaluate(self, plan: Plan, *, split: str) -> Accuracy:
         """Judge one plan on the named image set.
 
         Raises:
-            RunError: If two workers died of the same plan.
+            RunError: If the plan's worker died twice.
         """
-        loop = asyncio.get_running_loop()
-        for _ in range(2):
-            pool = self._pool
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._evaluate, plan, split)
+
+    def _evaluate(self, plan: Plan, split: str) -> Accuracy:
+        worker = self._free.get()
+        try:
+            answer = self._ask(worker, plan, split)
+        finally:
+            self._free.put(worker)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _ask(self, worker: Worker, plan: Plan, split: str) -> Accuracy | Exception:
+        deaths: list[WorkerDiedError] = []
+        while len(deaths) < ATTEMPTS:
+            if self._stop.is_set():
+                raise RunError("The evaluation was stopped.")
             try:
-                return await loop.run_in_executor(pool, _evaluate_in_worker, dict(plan), split)
-            except BrokenProcessPool:
-                if self._pool is pool:
-                    pool.shutdown(wait=False)
-                    self._pool = self._start()
-        raise RunError("Two worker processes died while they evaluated this plan; out of memory? Use fewer workers.")
+                return worker.ask(plan, split)
+            except WorkerDiedError as error:
+                deaths.append(error)
+        raise RunError(
+            f"{ATTEMPTS} workers died while they evaluated the same plan: {deaths[-1]} Out of memory? Use a smaller "
+            "evaluation.parallel_evaluations. The same command goes on from here."
+        ) from deaths[-1]
 
     def stop(self) -> None:
         """Kill the workers."""
-        for process in list(self._pool._processes.values()):
-            process.kill()
+        self._stop.set()
+        for worker in self._workers:
+            worker.kill()
 
     def close(self) -> None:
         """End the workers."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self.stop()

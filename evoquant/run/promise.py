@@ -35,7 +35,7 @@ def promise(experiment: Experiment, seconds: Sequence[float], *, operations: int
     total = evaluations * each / workers
     if search.minutes is not None:
         total = min(total, 60 * search.minutes * rounds)
-    memory = peak_memory_mb() * (1 + workers if experiment.evaluation.executor == "process" else 1)
+    memory = peak_memory_mb() * (1 + workers if experiment.evaluation.executor != "thread" else 1)
     return Promised(evaluations, each, total, evaluations * operations * _BYTES_PER_PLAN_ENTRY / 1e6, memory)
 
 

@@ -8,8 +8,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ from evoquant.errors import ConfigurationError, RunError
 from evoquant.evaluate import Workbench, prepare
 from evoquant.hardware import Device
 from evoquant.run import events
-from evoquant.run.executors import Executor, ProcessExecutor, ThreadExecutor
+from evoquant.run.executors import Executor, ThreadExecutor, WorkerExecutor
 from evoquant.run.journal import Journal
+from evoquant.run.ray_workers import RayWorker, import_ray, ray_cluster
 from evoquant.run.session import Session
 from evoquant.run.space import build_space
 from evoquant.run.targets import LATENCY_TABLE, Target, load_devices, open_target, target_folders
+from evoquant.run.workers import ProcessWorker
 from evoquant.space import SearchSpace
 from evoquant.types.front import FrontDocument
 
@@ -58,6 +60,7 @@ async def run_experiment(
         RunError: If the folder belongs to another run, or cannot be written.
         EvoQuantError: If model, images, space or device are not what the experiment needs.
     """
+    _check_executor(experiment.evaluation.executor, is_named=model is None and images is None)
     tell = listener or _ignore
     run_folder = experiment.output.dir / experiment.name if run_dir is None else run_dir
 
@@ -88,8 +91,7 @@ async def run_experiment(
                 settings = experiment if place == run_folder else _alone(experiment, target)
                 _write_once(place / "config.yaml", experiment_to_yaml(settings))
                 _write_once(place / "manifest.json", json.dumps(provenance, indent=1) + "\n")
-        executor = _executor(bench, is_named=model is None and images is None)
-        try:
+        async with _executor(bench) as executor:
             session = Session(
                 bench,
                 targets,
@@ -100,8 +102,6 @@ async def run_experiment(
                 provenances=provenances,
             )
             return await session.run()
-        finally:
-            executor.close()
 
 
 def _alone(experiment: Experiment, target: Target) -> Experiment:
@@ -115,18 +115,28 @@ def _ignore(_event: events.Event) -> None:
     """Nobody listens."""
 
 
-def _executor(bench: Workbench, *, is_named: bool) -> Executor:
-    spec = bench.experiment.evaluation
-    if spec.executor == "thread":
-        return ThreadExecutor(bench, spec.parallel_evaluations)
-    if spec.executor == "process":
-        if not is_named:
-            raise ConfigurationError(
-                "Worker processes load model and images by name, but these were given as objects. Use "
-                "evaluation.executor: thread."
-            )
-        return ProcessExecutor(bench.experiment, spec.parallel_evaluations)
-    raise ConfigurationError(f"evaluation.executor '{spec.executor}' is not built in. Use thread or process.")
+def _check_executor(name: str, *, is_named: bool) -> None:
+    """Refuse at once what would fail after minutes of preparation."""
+    if name != "thread" and not is_named:
+        raise ConfigurationError(
+            "Workers load model and images by name, but these were given as objects. Use evaluation.executor: thread."
+        )
+    if name == "ray":
+        import_ray()
+
+
+@asynccontextmanager
+async def _executor(bench: Workbench) -> AsyncIterator[Executor]:
+    spec, task = bench.experiment.evaluation, (bench.experiment, bench.identity)
+    async with ray_cluster(spec) if spec.executor == "ray" else nullcontext():
+        executor: Executor
+        if spec.executor == "thread":
+            executor = ThreadExecutor(bench, spec.parallel_evaluations)
+        else:
+            kind = RayWorker if spec.executor == "ray" else ProcessWorker
+            executor = WorkerExecutor([kind(*task) for _ in range(spec.parallel_evaluations)])
+        with closing(executor):
+            yield executor
 
 
 @contextmanager

@@ -149,6 +149,10 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         ),
         (("name: tiny", "name: tiny\nobjectives: []"), r"objectives: Tuple should have at least 1 item"),
         (("name: tiny", "name: tiny\nconstraints: {latency_ms: .inf}"), r"latency_ms: Input should be a finite number"),
+        (
+            ("name: tiny", "name: tiny\nevaluation: {ray_address: auto}"),
+            r"ray_address goes with executor: ray, but got",
+        ),
         (('  test: {images: "embedded:test"}\n', ""), r"x.yaml:4: data.test: Field required"),
     ],
 )
@@ -163,7 +167,7 @@ def test_the_hash_leaves_out_what_has_no_effect(tmp_path: Path) -> None:
     same = read(
         tmp_path,
         MINIMAL.replace("name: tiny", "name: other")
-        + "output: {dir: /tmp/x}\nevaluation: {parallel_evaluations: 1, executor: process}\n",
+        + "output: {dir: /tmp/x}\nevaluation: {parallel_evaluations: 1, executor: ray, ray_address: auto}\n",
     )
     assert experiment_hash(base) == experiment_hash(same)
     assert experiment_differences(base, same) == []
