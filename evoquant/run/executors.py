@@ -12,7 +12,7 @@ from typing import Protocol
 
 from evoquant.config import Experiment
 from evoquant.errors import RunError
-from evoquant.evaluate import Accuracy, AccuracyEvaluator, Plan, Workbench, prepare
+from evoquant.evaluate import ALL_IMAGES, AccuracyEvaluator, Plan, Scores, Workbench, prepare
 from evoquant.types import LayerQuantConfig
 
 
@@ -21,8 +21,8 @@ class Executor(Protocol):
 
     size: int
 
-    async def evaluate(self, plan: Plan, *, split: str) -> Accuracy:
-        """Judge one plan on the named image set."""
+    async def evaluate(self, plan: Plan, *, split: str, images: slice = ALL_IMAGES) -> Scores:
+        """Score one plan on some images of the named set, in whole batches."""
 
     def stop(self) -> None:
         """Give up what runs and what waits, as soon as possible."""
@@ -46,14 +46,14 @@ class ThreadExecutor:
             self._free.put(bench.evaluator.clone())
         self._pool = ThreadPoolExecutor(size, thread_name_prefix="evaluate")
 
-    async def evaluate(self, plan: Plan, *, split: str) -> Accuracy:
-        """Judge one plan on the named image set."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._evaluate, plan, split)
+    async def evaluate(self, plan: Plan, *, split: str, images: slice = ALL_IMAGES) -> Scores:
+        """Score one plan on some images of the named set, in whole batches."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._evaluate, plan, split, images)
 
-    def _evaluate(self, plan: Plan, split: str) -> Accuracy:
+    def _evaluate(self, plan: Plan, split: str, images: slice) -> Scores:
         evaluator = self._free.get()
         try:
-            return evaluator.evaluate(plan, split=split, stop=self._stop)
+            return evaluator.scores(plan, split=split, images=images, stop=self._stop)
         finally:
             self._free.put(evaluator)
 
@@ -74,9 +74,9 @@ def _start_worker(experiment: str) -> None:
     _WORKER = prepare(Experiment.model_validate_json(experiment)).evaluator
 
 
-def _evaluate_in_worker(plan: dict[str, LayerQuantConfig], split: str) -> Accuracy:
+def _evaluate_in_worker(plan: dict[str, LayerQuantConfig], split: str, images: slice) -> Scores:
     assert _WORKER is not None, "the initializer of the pool prepares the worker"
-    return _WORKER.evaluate(plan, split=split)
+    return _WORKER.scores(plan, split=split, images=images)
 
 
 class ProcessExecutor:
@@ -98,8 +98,8 @@ class ProcessExecutor:
             initargs=(self._experiment,),
         )
 
-    async def evaluate(self, plan: Plan, *, split: str) -> Accuracy:
-        """Judge one plan on the named image set.
+    async def evaluate(self, plan: Plan, *, split: str, images: slice = ALL_IMAGES) -> Scores:
+        """Score one plan on some images of the named set, in whole batches.
 
         Raises:
             RunError: If two workers died of the same plan.
@@ -108,7 +108,7 @@ class ProcessExecutor:
         for _ in range(2):
             pool = self._pool
             try:
-                return await loop.run_in_executor(pool, _evaluate_in_worker, dict(plan), split)
+                return await loop.run_in_executor(pool, _evaluate_in_worker, dict(plan), split, images)
             except BrokenProcessPool:
                 if self._pool is pool:
                     pool.shutdown(wait=False)
