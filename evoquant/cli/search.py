@@ -67,8 +67,8 @@ def search(
 
 
 TARGET_FIELDS = (
-    "device", "status", "evaluations", "failures", "objectives", "hypervolume", "reference_point", "knee", "verdict",
-    "front", "baselines", "comparisons",
+    "device", "status", "evaluations", "failures", "stopped", "objectives", "hypervolume", "reference_point", "knee",
+    "verdict", "front", "baselines", "comparisons",
 )  # fmt: skip
 """What is said of each device of a run; the rest is common to all."""
 

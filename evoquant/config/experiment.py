@@ -240,6 +240,9 @@ class SearchSpec(_Section):
         seed_budgets: Budgets of each cost for which an integer program gives a seed; half of ``evaluations`` go to
             seeds at most.
         baselines: Searches to compare with at equal cost, after the search itself.
+        racing: Whether a candidate stops after a quarter or half of the selection images if on these a member of the
+            front dominates it with confidence. It counts as an evaluation, of fewer images. It saves a tenth or more of
+            the images of NSGA-II, and next to nothing of the surrogate's; with 64 images or fewer nobody stops.
         population_size: Members of one generation; the surrogate evaluates so many at first, then eight at a time.
         evaluations: Candidates to evaluate, seeds included.
         minutes: Time limit. A run that it ends depends on the speed of the machine.
@@ -259,6 +262,7 @@ class SearchSpec(_Section):
         BeforeValidator(_one_or_more),
         AfterValidator(_refuse_repeats),
     ] = ()
+    racing: bool = False
     population_size: Annotated[int, Field(ge=2)] = 24
     evaluations: PositiveInt = 400
     minutes: PositiveFloat | None = None
@@ -348,6 +352,15 @@ class Experiment(_Section):
     @classmethod
     def _resolve_file(cls, space: str | dict[str, Any], info: ValidationInfo) -> str | dict[str, Any]:
         return str(_resolve(space, info)) if isinstance(space, str) and _is_file_name(space) else space
+
+    @model_validator(mode="after")
+    def _races_on_a_sample(self) -> Self:
+        if self.search.racing and self.data.selection.seed is None:
+            raise ValueError(
+                "search.racing judges candidates by the first selection images, so they must be in random order: give "
+                "data.selection a seed, or leave it at 0"
+            )
+        return self
 
 
 def _is_file_name(name: str) -> bool:

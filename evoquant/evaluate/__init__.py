@@ -1,7 +1,7 @@
 """What a plan costs in accuracy: simulated quantization of the captured program, judged on images."""
 
-from evoquant.evaluate.accuracy import AccuracyEvaluator, ImageSplits, LabelledImages
-from evoquant.evaluate.metrics import Accuracy, compare_logits, wilson_interval
+from evoquant.evaluate.accuracy import ALL_IMAGES, AccuracyEvaluator, ImageSplits, LabelledImages
+from evoquant.evaluate.metrics import IMAGE_SCORE, Accuracy, Scores, accuracy_of, compare_logits, wilson_interval
 from evoquant.evaluate.prefix import Sweep
 from evoquant.evaluate.probes import ProbeTable, probe_choices
 from evoquant.evaluate.sensitivity import GroupSensitivity, analyze_sensitivity
@@ -9,6 +9,8 @@ from evoquant.evaluate.simulate import Plan, SimulatedModel
 from evoquant.evaluate.workbench import SPLITS, Workbench, captured_model, load_model, prepare, transform_of
 
 __all__ = [
+    "ALL_IMAGES",
+    "IMAGE_SCORE",
     "SPLITS",
     "Accuracy",
     "AccuracyEvaluator",
@@ -17,9 +19,11 @@ __all__ = [
     "LabelledImages",
     "Plan",
     "ProbeTable",
+    "Scores",
     "SimulatedModel",
     "Sweep",
     "Workbench",
+    "accuracy_of",
     "analyze_sensitivity",
     "captured_model",
     "compare_logits",

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from threading import Event, Lock
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
 from evoquant.calibrate.compensate import QuantizedWeight
 from evoquant.errors import ModelError, RunError
-from evoquant.evaluate.metrics import Accuracy, compare_logits
+from evoquant.evaluate.metrics import Accuracy, Scores, accuracy_of, require_finite, score_images
 from evoquant.evaluate.operands import OperandCache
 from evoquant.evaluate.simulate import Plan, SimulatedModel
+
+ALL_IMAGES = slice(0, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +114,50 @@ class AccuracyEvaluator:
         Raises:
             RunError: If ``stop`` is set before the last batch.
         """
+        return torch.cat(list(self._logits(plan, self._splits[split].batches, stop)))
+
+    def _logits(self, plan: Plan, batches: Sequence[Tensor], stop: Event | None) -> Iterator[Tensor]:
         self._set_threads()
         self._model.apply(plan)
-        outputs = []
-        for batch in self._splits[split].batches:
+        for batch in batches:
             if stop is not None and stop.is_set():
                 raise RunError("The evaluation was stopped.")
-            outputs.append(self._model(batch))
-        return torch.cat(outputs)
+            yield self._model(batch)
 
     def _set_threads(self) -> None:
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
+
+    def scores(self, plan: Plan, *, split: str, images: slice = ALL_IMAGES, stop: Event | None = None) -> Scores:
+        """Score one plan on some images of the named set.
+
+        Every batch is scored alone, so the scores of two parts are those of the whole to the last bit.
+
+        Args:
+            plan: The plan.
+            split: The image set.
+            images: Which of them: from the start of a batch to the end of a batch.
+            stop: When set, give up.
+
+        Raises:
+            ModelError: If the quantized model's output is not finite.
+            PrecisionError: If an operation cannot have its precision.
+            RunError: If ``stop`` is set before the end, or ``images`` cuts through a batch.
+        """
+        labelled = self._splits[split]
+        start, end, _ = images.indices(len(labelled.labels))
+        bounds = list(accumulate(map(len, labelled.batches), initial=0))
+        if start not in bounds or end not in bounds or start >= end:
+            raise RunError(f"Images {start} to {end} of {split} are no whole batches: these end at {bounds[1:]}.")
+        chosen = labelled.batches[bounds.index(start) : bounds.index(end)]
+        scores, position = [], start
+        for logits in self._logits(plan, chosen, stop):
+            part = slice(position, position + len(logits))
+            scores.append(score_images(logits, labelled.reference[part], labelled.labels[part]))
+            position = part.stop
+        joined = np.concatenate(scores)
+        require_finite(joined, start=start)
+        return joined
 
     def evaluate(self, plan: Plan, *, split: str, stop: Event | None = None) -> Accuracy:
         """Judge one plan on the named image set.
@@ -131,8 +167,7 @@ class AccuracyEvaluator:
             PrecisionError: If an operation cannot have its precision.
             RunError: If ``stop`` is set before the end.
         """
-        images = self._splits[split]
-        return compare_logits(self.logits(plan, split=split, stop=stop), images.reference, images.labels)
+        return accuracy_of(self.scores(plan, split=split, stop=stop))
 
 
 def splits_of(images: Mapping[str, LabelledImages]) -> ImageSplits:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,6 +16,12 @@ from evoquant.errors import ModelError
 
 NORMAL_95 = 1.959964
 """Two-sided 95 % quantile of the normal distribution."""
+
+IMAGE_SCORE = np.dtype([("kl", "<f8"), ("was_right", "?"), ("is_right", "?"), ("agrees", "?")])
+"""What a plan does to one image: the divergence in nats, top-1 before and after, and whether both name one class."""
+
+Scores: TypeAlias = NDArray[np.void]
+"""One ``IMAGE_SCORE`` for each image, in the order of the images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,27 +84,55 @@ def compare_logits(logits: Tensor, reference: Tensor, labels: Tensor) -> Accurac
     Raises:
         ModelError: If a logit is not finite; the message names the first image.
     """
-    finite = logits.isfinite().all(dim=1)
-    if not bool(finite.all()):
-        first = int((~finite).nonzero()[0])
-        count = int((~finite).sum())
+    scores = score_images(logits, reference, labels)
+    require_finite(scores)
+    return accuracy_of(scores)
+
+
+def score_images(logits: Tensor, reference: Tensor, labels: Tensor) -> Scores:
+    """Score each image; its divergence is not finite where its logits are not."""
+    scores = np.empty(len(labels), dtype=IMAGE_SCORE)
+    scores["kl"] = divergence(logits, reference).numpy()
+    scores["was_right"] = (reference.argmax(1) == labels).numpy()
+    scores["is_right"] = (logits.argmax(1) == labels).numpy()
+    scores["agrees"] = (logits.argmax(1) == reference.argmax(1)).numpy()
+    return scores
+
+
+def require_finite(scores: Scores, *, start: int = 0) -> None:
+    """Refuse outputs that are not finite.
+
+    Args:
+        scores: Of some images of a set.
+        start: Number of the first of them in the set.
+
+    Raises:
+        ModelError: If there is one; the message names the first image.
+    """
+    bad = np.flatnonzero(~np.isfinite(scores["kl"]))
+    if len(bad):
         raise ModelError(
-            f"The model's output is not finite for {count} of {len(logits)} images, first for image {first}."
+            f"The model's output is not finite for {len(bad)} of {len(scores)} images, first for image "
+            f"{start + int(bad[0])}."
         )
-    kl = divergence(logits, reference)
-    right, right_before = logits.argmax(1) == labels, reference.argmax(1) == labels
-    difference = right_before.double() - right.double()
-    images = len(labels)
+
+
+def accuracy_of(scores: Scores) -> Accuracy:
+    """Sum up finite scores of at least one image."""
+    names = ("kl", "was_right", "is_right", "agrees")
+    kl, was_right, is_right, agrees = (torch.from_numpy(scores[name].astype(np.float64)) for name in names)
+    difference = was_right - is_right
+    images = len(scores)
     return Accuracy(
         images=images,
-        fp32_top1=100 * right_before.double().mean().item(),
-        top1=100 * right.double().mean().item(),
-        top1_ci95=wilson_interval(int(right.sum()), images),
+        fp32_top1=100 * was_right.mean().item(),
+        top1=100 * is_right.mean().item(),
+        top1_ci95=wilson_interval(int(is_right.sum()), images),
         drop_pp=100 * difference.mean().item(),
         drop_stderr_pp=100 * _standard_error(difference),
         kl=kl.mean().item(),
         kl_stderr=_standard_error(kl),
-        agreement=100 * (logits.argmax(1) == reference.argmax(1)).double().mean().item(),
+        agreement=100 * agrees.mean().item(),
     )
 
 

@@ -135,9 +135,10 @@ def _devices(document: FrontDocument) -> str:
 
 
 def _subtitle(document: FrontDocument) -> str:
+    stopped = f", {document.stopped} stopped early" if document.stopped else ""
     parts = [
         f"Search {_STATUS.get(document.status, document.status)}",
-        f"{document.evaluations} evaluations ({document.failures} failed)",
+        f"{document.evaluations} evaluations ({document.failures} failed{stopped})",
         f"{document.images_evaluated:,} images evaluated",
         f"{document.seconds / 60:.1f} minutes",
     ]

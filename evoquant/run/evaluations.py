@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Literal
 
+import numpy as np
 from asyncio_pool import AioPool
 
 from evoquant.errors import EvoQuantError, RunError
-from evoquant.evaluate import Accuracy, Plan
+from evoquant.evaluate import IMAGE_SCORE, Plan, Scores, accuracy_of
 from evoquant.run.executors import Executor
 from evoquant.run.journal import Journal, Record
+from evoquant.run.race import Race
 from evoquant.space import plan_hash
 
 OnRecord = Callable[[Record, bool], None]
@@ -23,19 +26,26 @@ class Evaluations:
 
     A plan that fails is a record with the reason. Only what stops the whole run (a journal that cannot be written, a
     cancellation) is raised.
+
+    In a race a plan stops at the first look at which it is beaten. That is decided from its scores and the front at
+    the start of the batch alone, so the answer is the same in whatever order plans are evaluated, and if the journal
+    has more of its scores than the race wants, or fewer.
     """
 
     def __init__(self, executor: Executor, journal: Journal) -> None:
         self._executor = executor
         self._journal = journal
 
-    async def of(self, plans: Sequence[Plan], *, split: str, on_record: OnRecord | None = None) -> list[Record]:
+    async def of(
+        self, plans: Sequence[Plan], *, split: str, on_record: OnRecord | None = None, race: Race | None = None
+    ) -> list[Record]:
         """Evaluate plans on the named image set, at most ``executor.size`` at a time.
 
         Args:
             plans: The plans; equal ones are evaluated once.
             split: ``selection`` or ``test``.
             on_record: Called for each record as it is finished, with whether it came from the journal.
+            race: Which plans may stop early; None evaluates all on all images.
 
         Raises:
             RunError: If the journal cannot be written.
@@ -45,7 +55,8 @@ class Evaluations:
         async with AioPool(size=self._executor.size) as pool:
             try:
                 futures = {
-                    key: await pool.spawn(self._one(key, plan, split, on_record)) for key, plan in distinct.items()
+                    key: await pool.spawn(self._one(key, plan, split, on_record, race))
+                    for key, plan in distinct.items()
                 }
                 if futures:
                     await asyncio.wait(futures.values())
@@ -55,32 +66,52 @@ class Evaluations:
         records = {key: future.result() for key, future in futures.items()}
         return [records[key] for key in keys]
 
-    async def _one(self, key: str, plan: Plan, split: str, on_record: OnRecord | None) -> Record:
+    async def _one(self, key: str, plan: Plan, split: str, on_record: OnRecord | None, race: Race | None) -> Record:
         known = self._journal.get(key, split=split)
-        record = known or await self._evaluate(key, plan, split)
-        if known is None:
+        record = known or _unseen(key, plan, split)
+        answer = None
+        for look in race.looks if race is not None else ():
+            record = await self._grown(record, plan, look)
+            scores = _scores(record)[:look]
+            if len(scores) == look and race is not None and race.estimates(plan, scores) is not None:
+                answer = _with(record, "stopped", scores)
+                break
+        else:
+            answer = record = await self._grown(record, plan, None)
+        if record is not known:
             self._journal.add(record)
         if on_record is not None:
-            on_record(record, known is not None)
-        return record
+            on_record(answer, record is known)
+        return answer
 
-    async def _evaluate(self, key: str, plan: Plan, split: str) -> Record:
+    async def _grown(self, record: Record, plan: Plan, images: int | None) -> Record:
+        """The record with the scores of so many images, all if None; as it is if it has them or can have no more."""
+        seen = len(_scores(record))
+        if record.status != "stopped" or (images is not None and images <= seen):
+            return record
         started = time.perf_counter()
-        result: dict[str, Any] | None = None
-        reason = None
         try:
-            accuracy: Accuracy = await self._executor.evaluate(plan, split=split)
-            result = accuracy.to_dict()
+            more = await self._executor.evaluate(plan, split=record.split, images=slice(seen, images))
+            scores = np.concatenate([_scores(record), more])
+            grown = _with(record, "done" if images is None else "stopped", scores)
         except RunError:
             raise
         except (EvoQuantError, RuntimeError, ValueError, MemoryError) as error:
-            reason = f"{type(error).__name__}: {error}"
-        return Record(
-            phenotype=key,
-            split=split,
-            status="done" if reason is None else "failed",
-            plan={name: config.to_dict() for name, config in plan.items()},
-            result=result,
-            reason=reason,
-            seconds=time.perf_counter() - started,
-        )
+            grown = replace(record, status="failed", result=None, reason=f"{type(error).__name__}: {error}")
+        return replace(grown, seconds=record.seconds + time.perf_counter() - started)
+
+
+def _unseen(key: str, plan: Plan, split: str) -> Record:
+    """The record of a plan that has seen no image."""
+    choices = {name: config.to_dict() for name, config in plan.items()}
+    return Record(key, split, "stopped", choices, result=None, scores=b"", reason=None, seconds=0.0)
+
+
+def _scores(record: Record) -> Scores:
+    return np.frombuffer(record.scores, dtype=IMAGE_SCORE)
+
+
+def _with(record: Record, status: Literal["done", "stopped"], scores: Scores) -> Record:
+    """The record with these scores, of which there is at least one, and what they sum up to."""
+    result = accuracy_of(scores).to_dict()
+    return replace(record, status=status, result=result, scores=scores.tobytes(), reason=None)

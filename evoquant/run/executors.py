@@ -10,7 +10,7 @@ from threading import Event
 from typing import Protocol
 
 from evoquant.errors import RunError
-from evoquant.evaluate import Accuracy, AccuracyEvaluator, Plan, Workbench
+from evoquant.evaluate import ALL_IMAGES, AccuracyEvaluator, Plan, Scores, Workbench
 
 ATTEMPTS = 2
 """How many workers may die of one plan before the run ends."""
@@ -21,8 +21,8 @@ class Executor(Protocol):
 
     size: int
 
-    async def evaluate(self, plan: Plan, *, split: str) -> Accuracy:
-        """Judge one plan on the named image set."""
+    async def evaluate(self, plan: Plan, *, split: str, images: slice = ALL_IMAGES) -> Scores:
+        """Score one plan on some images of the named set, in whole batches."""
 
     def stop(self) -> None:
         """Give up what runs and what waits, as soon as possible."""
@@ -46,14 +46,14 @@ class ThreadExecutor:
             self._free.put(bench.evaluator.clone())
         self._pool = ThreadPoolExecutor(size, thread_name_prefix="evaluate")
 
-    async def evaluate(self, plan: Plan, *, split: str) -> Accuracy:
-        """Judge one plan on the named image set."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._evaluate, plan, split)
+    async def evaluate(self, plan: Plan, *, split: str, images: slice = ALL_IMAGES) -> Scores:
+        """Score one plan on some images of the named set, in whole batches."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._evaluate, plan, split, images)
 
-    def _evaluate(self, plan: Plan, split: str) -> Accuracy:
+    def _evaluate(self, plan: Plan, split: str, images: slice) -> Scores:
         evaluator = self._free.get()
         try:
-            return evaluator.evaluate(plan, split=split, stop=self._stop)
+            return evaluator.scores(plan, split=split, images=images, stop=self._stop)
         finally:
             self._free.put(evaluator)
 
@@ -76,8 +76,8 @@ class Worker(Protocol):
     It is started by its first plan, and by the first one after it died or was killed.
     """
 
-    def ask(self, plan: Plan, split: str) -> Accuracy | Exception:
-        """The judgement of a plan, or why there is none.
+    def ask(self, plan: Plan, split: str, images: slice) -> Scores | Exception:
+        """The scores of a plan, or why there are none.
 
         Raises:
             WorkerDiedError: If the worker ended before it answered.
@@ -103,31 +103,31 @@ class WorkerExecutor:
             self._free.put(worker)
         self._pool = ThreadPoolExecutor(self.size, thread_name_prefix="evaluate")
 
-    async def evaluate(self, plan: Plan, *, split: str) -> Accuracy:
-        """Judge one plan on the named image set.
+    async def evaluate(self, plan: Plan, *, split: str, images: slice = ALL_IMAGES) -> Scores:
+        """Score one plan on some images of the named set, in whole batches.
 
         Raises:
             RunError: If the plan's worker died twice.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._evaluate, plan, split)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._evaluate, plan, split, images)
 
-    def _evaluate(self, plan: Plan, split: str) -> Accuracy:
+    def _evaluate(self, plan: Plan, split: str, images: slice) -> Scores:
         worker = self._free.get()
         try:
-            answer = self._ask(worker, plan, split)
+            answer = self._ask(worker, plan, split, images)
         finally:
             self._free.put(worker)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    def _ask(self, worker: Worker, plan: Plan, split: str) -> Accuracy | Exception:
+    def _ask(self, worker: Worker, plan: Plan, split: str, images: slice) -> Scores | Exception:
         deaths: list[WorkerDiedError] = []
         while len(deaths) < ATTEMPTS:
             if self._stop.is_set():
                 raise RunError("The evaluation was stopped.")
             try:
-                return worker.ask(plan, split)
+                return worker.ask(plan, split, images)
             except WorkerDiedError as error:
                 deaths.append(error)
         raise RunError(

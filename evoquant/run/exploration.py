@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -10,17 +11,21 @@ from numpy.typing import NDArray
 
 from evoquant.config import Experiment
 from evoquant.errors import PrecisionError
-from evoquant.evaluate import Accuracy, Plan
+from evoquant.evaluate import IMAGE_SCORE, Accuracy, Plan, Scores
 from evoquant.hardware import CostModel
 from evoquant.run.evaluations import Evaluations, OnRecord
 from evoquant.run.journal import Record
 from evoquant.run.objectives import figures, reference_limits, vector, violations
+from evoquant.run.race import Race
 from evoquant.search import Evaluated, Learner, ParetoArchive, ReferencePoint, Searcher
 from evoquant.space import SearchSpace
 
 Genes = NDArray[np.int64]
+Floats = NDArray[np.float64]
 Answered = tuple[Plan, Record]
 """A plan with its finished evaluation."""
+Judgement = tuple[Genes, Plan, Record]
+"""The same with its genome."""
 
 
 @dataclass
@@ -32,8 +37,8 @@ class Judged:
     plans: dict[str, Plan] = field(default_factory=dict)
 
     def take(self, plan: Plan, record: Record) -> dict[str, float] | None:
-        """The figures of an evaluated plan, kept; None if it failed."""
-        if record.result is None:
+        """The figures of an evaluated plan, kept; None if it failed or was stopped."""
+        if record.result is None or record.status != "done":
             return None
         if record.phenotype not in self.values:
             self.values[record.phenotype] = figures(Accuracy.from_dict(record.result), self.costs.costs(plan))
@@ -50,6 +55,8 @@ class Exploration:
         evaluations: Evaluates plans.
         judged: Figures of all plans of the run.
         reference: Scale of the hypervolume; None takes that of the first batch.
+        looks: After how many images a candidate may be stopped; none: it never is. The first batch is evaluated on all
+            images in any case.
     """
 
     def __init__(
@@ -60,17 +67,25 @@ class Exploration:
         judged: Judged,
         *,
         reference: ReferencePoint | None = None,
+        looks: Sequence[int] = (),
     ) -> None:
         self._experiment, self._space = experiment, space
         self._evaluations, self._judged = evaluations, judged
         self.archive = ParetoArchive(reference)
         self.evaluated: list[dict[str, float]] = []
         self.seen: set[str] = set()
-        self.images = 0
+        self.images_of: Counter[str] = Counter()
         self.offered_images = 0
+        self._looks = tuple(looks)
+        self._scores: dict[str, Scores] = {}
         self._early: list[Evaluated] = []
-        self._offers: list[tuple[Genes, NDArray[np.float64], NDArray[np.float64]]] = []
+        self._offers: list[tuple[Genes, Floats, Floats]] = []
         self._batches = 0
+
+    @property
+    def images(self) -> int:
+        """Images that its own candidates were evaluated on."""
+        return self.images_of.total()
 
     async def run(
         self,
@@ -103,17 +118,30 @@ class Exploration:
         if not candidates:
             return []
         plans = [self._space.decode(candidate.genes) for candidate in candidates]
-        records = await self._evaluations.of(plans, split="selection", on_record=on_record)
-        objectives, excess = self._take([candidate.genes for candidate in candidates], plans, records)
+        race = self._race()
+        records = await self._evaluations.of(plans, split="selection", on_record=on_record, race=race)
+        genes = [candidate.genes for candidate in candidates]
+        objectives, excess = self._take(list(zip(genes, plans, records, strict=True)), race)
         searcher.tell(objectives, excess if excess.size else None)
         self._batches += 1
         return list(zip(plans, records, strict=True))
 
+    def _race(self) -> Race | None:
+        """Against the front as it is now; None in the first batch, and where nothing is known to race against."""
+        front, objectives = self.archive.front, self._experiment.objectives
+        if not self._batches or not self._looks or not front:
+            return None
+        self._scores = {entry.key: self._scores[entry.key] for entry in front}
+        return Race(self._looks, objectives=objectives, costs=self._judged.costs, front=front, scores=self._scores)
+
     def offer(self, answered: Sequence[Answered]) -> None:
-        """Take in what another search has evaluated, as far as this space has it: that costs no evaluation."""
-        found: list[tuple[Genes, Plan, Record]] = []
+        """Take in what another search has evaluated, as far as this space has it: that costs no evaluation.
+
+        What was stopped there is not known to be dominated here, and is left out.
+        """
+        found: list[Judgement] = []
         for plan, record in answered:
-            if record.phenotype in self.seen:
+            if record.phenotype in self.seen or record.status == "stopped":
                 continue
             try:
                 found.append((self._space.encode(plan), plan, record))
@@ -128,17 +156,14 @@ class Exploration:
         else:
             self.archive.add(entries)
 
-    def _take(
-        self, genomes: Sequence[Genes], plans: Sequence[Plan], records: Sequence[Record]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _take(self, answered: Sequence[Judgement], race: Race | None) -> tuple[Floats, Floats]:
         """Put own candidates into the archive; objectives and constraint violations in their order."""
+        records = [record for _, _, record in answered]
         new = [record.phenotype not in self.seen for record in records]
-        self.images += sum(
-            int(record.result["images"])
-            for record, is_new in zip(records, new, strict=True)
-            if is_new and record.result is not None
-        )
-        entries, objectives, excess = self._judge(list(zip(genomes, plans, records, strict=True)))
+        for record, is_new in zip(records, new, strict=True):
+            if is_new and record.result is not None:
+                self.images_of[record.phenotype] = int(record.result["images"])
+        entries, objectives, excess = self._judge(answered, race)
         if self.archive.reference is None:
             early = [entry.objectives for entry in self._early if not entry.has_failed]
             values = np.concatenate([objectives, np.array(early)]) if early else objectives
@@ -148,23 +173,39 @@ class Exploration:
         self.archive.add(entry for entry, is_new in zip(entries, new, strict=True) if is_new)
         return objectives, excess
 
-    def _judge(
-        self, answered: Sequence[tuple[Genes, Plan, Record]]
-    ) -> tuple[list[Evaluated], NDArray[np.float64], NDArray[np.float64]]:
+    def _judge(self, answered: Sequence[Judgement], race: Race | None = None) -> tuple[list[Evaluated], Floats, Floats]:
         """Entries for the archive, objectives and constraint violations; nan where an evaluation failed."""
         names, limits = self._experiment.objectives, self._experiment.constraints.limits
         objectives = np.full((len(answered), len(names)), np.nan)
         excess = np.zeros((len(answered), len(limits)))
         entries = []
         for row, (genes, plan, record) in enumerate(answered):
-            values = self._judged.take(plan, record)
+            values = self._values(plan, record, race)
             if values is not None:
                 objectives[row] = vector(values, names)
                 excess[row] = violations(values, limits)
-                if record.phenotype not in self.seen:
+                if record.phenotype not in self.seen and record.status == "done":
                     self.evaluated.append({name: values[name] for name in (*names, "accuracy_drop_pp")})
+                if record.status == "done" and self._looks:
+                    self._scores[record.phenotype] = np.frombuffer(record.scores, dtype=IMAGE_SCORE)
             self.seen.add(record.phenotype)
             violation = float(np.maximum(excess[row], 0.0).sum())
             found = () if values is None else vector(values, names)
-            entries.append(Evaluated(len(self.seen) - 1, record.phenotype, genes, found, violation))
+            entries.append(
+                Evaluated(
+                    len(self.seen) - 1,
+                    record.phenotype,
+                    genes,
+                    found,
+                    violation,
+                    is_stopped=record.status == "stopped",
+                )
+            )
         return entries, objectives, excess
+
+    def _values(self, plan: Plan, record: Record, race: Race | None) -> dict[str, float] | None:
+        """The figures of a plan, estimated if it was stopped; None if it failed."""
+        if record.status != "stopped" or record.result is None or race is None:
+            return self._judged.take(plan, record)
+        prefix = figures(Accuracy.from_dict(record.result), self._judged.costs.costs(plan))
+        return prefix | (race.estimates(plan, np.frombuffer(record.scores, dtype=IMAGE_SCORE)) or {})

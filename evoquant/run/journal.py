@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 from evoquant.errors import RunError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -21,9 +21,10 @@ CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS evaluations (
     split TEXT NOT NULL,
     phenotype TEXT NOT NULL,
-    status TEXT NOT NULL CHECK (status IN ('done', 'failed')),
+    status TEXT NOT NULL CHECK (status IN ('done', 'stopped', 'failed')),
     plan TEXT NOT NULL,
     result TEXT,
+    scores BLOB NOT NULL,
     reason TEXT,
     seconds REAL NOT NULL,
     finished REAL NOT NULL,
@@ -39,18 +40,20 @@ class Record:
     Attributes:
         phenotype: Hash of the evaluated plan.
         split: The image set, ``selection`` or ``test``.
-        status: ``done``, or ``failed`` with a reason.
+        status: ``done``, ``stopped`` after some of the images, or ``failed`` with a reason.
         plan: Precision of every operation, as plain values.
-        result: The accuracy as plain values; None if it failed.
+        result: The accuracy on the images that it got, as plain values; None if it failed.
+        scores: The ``IMAGE_SCORE`` of each of these images, as bytes; of a failed plan those before the failure.
         reason: Why it failed, else None.
         seconds: Time it took.
     """
 
     phenotype: str
     split: str
-    status: Literal["done", "failed"]
+    status: Literal["done", "stopped", "failed"]
     plan: dict[str, Any]
     result: dict[str, Any] | None
+    scores: bytes
     reason: str | None
     seconds: float
 
@@ -115,18 +118,19 @@ class Journal:
             record.status,
             json.dumps(record.plan),
             None if record.result is None else json.dumps(record.result),
+            record.scores,
             record.reason,
             record.seconds,
             time.time(),
         )
         with self._failures_named("write"):
-            self._connection.execute("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+            self._connection.execute("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def get(self, phenotype: str, *, split: str) -> Record | None:
         """The evaluation of a plan, if it is there."""
         with self._failures_named("read"):
             row = self._connection.execute(
-                "SELECT phenotype, split, status, plan, result, reason, seconds FROM evaluations "
+                "SELECT phenotype, split, status, plan, result, scores, reason, seconds FROM evaluations "
                 "WHERE split = ? AND phenotype = ?",
                 (split, phenotype),
             ).fetchone()
@@ -151,7 +155,7 @@ class Journal:
         """All evaluations in the order in which they finished."""
         with self._failures_named("read"):
             rows = self._connection.execute(
-                "SELECT phenotype, split, status, plan, result, reason, seconds FROM evaluations ORDER BY rowid"
+                "SELECT phenotype, split, status, plan, result, scores, reason, seconds FROM evaluations ORDER BY rowid"
             ).fetchall()
         return map(_record, rows)
 
@@ -177,7 +181,6 @@ class Journal:
 
 
 def _record(row: tuple[Any, ...]) -> Record:
-    phenotype, split, status, plan, result, reason, seconds = row
-    return Record(
-        phenotype, split, status, json.loads(plan), None if result is None else json.loads(result), reason, seconds
-    )
+    phenotype, split, status, plan, result, scores, reason, seconds = row
+    accuracy = None if result is None else json.loads(result)
+    return Record(phenotype, split, status, json.loads(plan), accuracy, scores, reason, seconds)

@@ -9,23 +9,28 @@ import time
 from collections.abc import Sequence
 
 from evoquant.config import Experiment
-from evoquant.evaluate import Workbench
+from evoquant.evaluate import IMAGE_SCORE, Workbench
 from evoquant.run.events import Promised
 from evoquant.space import uniform_plan
 
 _BYTES_PER_PLAN_ENTRY = 420
 """What the journal stores for the precision of one operation, about."""
 
+_BYTES_PER_IMAGE = IMAGE_SCORE.itemsize
+
 _TIMED_BATCHES = 3
 
 
-def promise(experiment: Experiment, seconds: Sequence[float], *, operations: int, targets: int = 1) -> Promised:
+def promise(
+    experiment: Experiment, seconds: Sequence[float], *, operations: int, images: int, targets: int = 1
+) -> Promised:
     """Estimate from the times of a few evaluations.
 
     Args:
         experiment: The run.
         seconds: Times of evaluations on the selection images, at least one.
         operations: Operations of the model.
+        images: Selection images.
         targets: Devices of the run: they share the search, and each has its own searches to compare with.
     """
     search, workers = experiment.search, experiment.evaluation.parallel_evaluations
@@ -36,7 +41,8 @@ def promise(experiment: Experiment, seconds: Sequence[float], *, operations: int
     if search.minutes is not None:
         total = min(total, 60 * search.minutes * rounds)
     memory = peak_memory_mb() * (1 + workers if experiment.evaluation.executor != "thread" else 1)
-    return Promised(evaluations, each, total, evaluations * operations * _BYTES_PER_PLAN_ENTRY / 1e6, memory)
+    disk_mb = evaluations * (operations * _BYTES_PER_PLAN_ENTRY + images * _BYTES_PER_IMAGE) / 1e6
+    return Promised(evaluations, each, total, disk_mb, memory)
 
 
 def timed_promise(bench: Workbench) -> Promised:
@@ -53,6 +59,7 @@ def timed_promise(bench: Workbench) -> Promised:
         bench.experiment,
         [each * len(images.labels)],
         operations=len(bench.captured.graph.ops),
+        images=len(images.labels),
         targets=len(bench.experiment.target.device),
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from evoquant.config import EvaluationSpec, Experiment
 from evoquant.errors import ConfigurationError, RunError
-from evoquant.evaluate import Accuracy, Plan
+from evoquant.evaluate import Plan, Scores
 from evoquant.run.executors import WorkerDiedError
 from evoquant.run.workers import PreparedExperiment
 
@@ -101,13 +101,13 @@ class RayWorker:
         self._cpus = experiment.evaluation.threads
         self._actor: Any = None
 
-    def ask(self, plan: Plan, split: str) -> Accuracy | Exception:
-        """The judgement of a plan, or why there is none."""
+    def ask(self, plan: Plan, split: str, images: slice) -> Scores | Exception:
+        """The scores of a plan, or why there are none."""
         errors = self._ray.exceptions
         try:
             if self._actor is None:
                 self._start()
-            answer: Accuracy | Exception = self._ray.get(self._actor.answer.remote(dict(plan), split))
+            answer: Scores | Exception = self._ray.get(self._actor.answer.remote(dict(plan), split, images))
         except (errors.RayActorError, errors.OutOfMemoryError) as error:
             self._actor = None
             raise WorkerDiedError(str(error)) from error

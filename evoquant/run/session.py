@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -66,7 +67,13 @@ class Session:
         self._folders = folders
         self._searches = [
             TargetSearch(
-                experiment, target, self._evaluations, classes=bench.classes, spent=self._spent, provenance=provenance
+                experiment,
+                target,
+                self._evaluations,
+                batches=[len(batch) for batch in bench.evaluator.images("selection").batches],
+                classes=bench.classes,
+                spent=self._spent,
+                provenance=provenance,
             )
             for experiment, target, provenance in zip(
                 shares(self._experiment, len(targets)), targets, provenances, strict=True
@@ -131,6 +138,7 @@ class Session:
                 self._experiment,
                 [record.seconds for record in records.values()],
                 operations=len(self._bench.captured.graph.ops),
+                images=self._selection_images,
                 targets=len(self._searches),
             )
         )
@@ -255,8 +263,10 @@ class Session:
 
     def _document(self, search: TargetSearch, status: str) -> FrontDocument:
         self._spent.seconds = self._seconds_before + self._session_seconds
-        images = self._spent.images + sum(entry.exploration.images for entry in self._searches)
-        return search.document(status, images=images)
+        images_of: Counter[str] = Counter()
+        for entry in self._searches:
+            images_of |= entry.exploration.images_of
+        return search.document(status, images=self._spent.images + images_of.total())
 
 
 def shares(experiment: Experiment, targets: int) -> list[Experiment]:

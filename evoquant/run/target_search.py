@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from evoquant.run.points import knee_of
 from evoquant.run.searchers import Genes, SearcherFactory
 from evoquant.run.targets import Target
 from evoquant.run.verdict import verdict
-from evoquant.search import ReferencePoint, Searcher, Termination
+from evoquant.search import ReferencePoint, Searcher, Termination, looks
 from evoquant.types.front import Comparison, FrontDocument, ParetoPoint, TestedAccuracy
 
 
@@ -43,6 +43,7 @@ class TargetSearch:
         experiment: The run, with the device's share of the evaluations.
         target: The device.
         evaluations: Evaluates plans.
+        batches: Selection images of each batch.
         classes: For the published hybrid rule.
         spent: Shared with the other devices.
         provenance: Goes into the result as it is.
@@ -54,6 +55,7 @@ class TargetSearch:
         target: Target,
         evaluations: Evaluations,
         *,
+        batches: Sequence[int],
         classes: Mapping[str, str],
         spent: Spent,
         provenance: Mapping[str, Any],
@@ -61,7 +63,9 @@ class TargetSearch:
         self.target = target
         self.experiment = experiment
         self.judged = Judged(target.costs)
-        self.exploration = Exploration(experiment, target.space, evaluations, self.judged)
+        self.exploration = Exploration(
+            experiment, target.space, evaluations, self.judged, looks=looks(batches) if experiment.search.racing else ()
+        )
         self.baselines: dict[str, str] = {}
         self.comparisons: list[Comparison] = []
         self.generation = 0
@@ -177,6 +181,7 @@ class TargetSearch:
             evaluated=tuple(self.exploration.evaluated),
             evaluations=archive.evaluations,
             failures=archive.failures,
+            stopped=archive.stopped,
             images_evaluated=images,
             seconds=self._spent.seconds,
             verdict=verdict(front, baselines, names, chosen, reference, self.comparisons),

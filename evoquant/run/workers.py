@@ -12,7 +12,7 @@ from multiprocessing.context import SpawnProcess
 
 from evoquant.config import Experiment
 from evoquant.errors import RunError
-from evoquant.evaluate import Accuracy, AccuracyEvaluator, Plan, prepare
+from evoquant.evaluate import AccuracyEvaluator, Plan, Scores, prepare
 from evoquant.run.executors import WorkerDiedError
 
 
@@ -28,11 +28,11 @@ class PreparedExperiment:
         self._experiment, self._identity = experiment, dict(identity)
         self._evaluator: AccuracyEvaluator | None = None
 
-    def answer(self, plan: Plan, split: str) -> Accuracy | Exception:
-        """The judgement of a plan, or the error that it ended with, for the run to raise."""
+    def answer(self, plan: Plan, split: str, images: slice) -> Scores | Exception:
+        """The scores of a plan, or the error that it ended with, for the run to raise."""
         try:
             self._evaluator = self._evaluator or self._prepare()
-            return self._evaluator.evaluate(plan, split=split)
+            return self._evaluator.scores(plan, split=split, images=images)
         except Exception as error:  # an exception that left the worker as one would end it
             return error
 
@@ -63,14 +63,14 @@ class ProcessWorker:
         self._task = (experiment, dict(identity))
         self._process: SpawnProcess | None = None
 
-    def ask(self, plan: Plan, split: str) -> Accuracy | Exception:
-        """The judgement of a plan, or why there is none."""
+    def ask(self, plan: Plan, split: str, images: slice) -> Scores | Exception:
+        """The scores of a plan, or why there are none."""
         if self._process is None or not self._process.is_alive():
             self._start()
         assert self._process is not None
         try:
-            self._pipe.send((dict(plan), split))
-            answer: Accuracy | Exception = self._pipe.recv()
+            self._pipe.send((dict(plan), split, images))
+            answer: Scores | Exception = self._pipe.recv()
         except (EOFError, OSError) as error:
             self._process.join()
             raise WorkerDiedError(f"the last process ended with code {self._process.exitcode}.") from error

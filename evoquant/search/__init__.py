@@ -16,6 +16,7 @@ from evoquant.search.operators import (
     VariationRates,
     random_genomes,
 )
+from evoquant.search.racing import Rivals, looks
 from evoquant.search.registry import SEARCHERS
 from evoquant.search.searcher import Candidate, Learner, Searcher
 from evoquant.search.selection import knee, query, ranking
@@ -36,6 +37,7 @@ __all__ = [
     "ParetoArchive",
     "RandomSearch",
     "ReferencePoint",
+    "Rivals",
     "RunMutation",
     "Searcher",
     "StepMutation",
@@ -47,6 +49,7 @@ __all__ = [
     "VariationRates",
     "choice_indices",
     "knee",
+    "looks",
     "milp_seeds",
     "query",
     "random_genomes",

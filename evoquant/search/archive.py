@@ -22,6 +22,7 @@ class Evaluated:
         genes: Its genome.
         objectives: All minimised; empty or not finite if it failed.
         violation: Sum of the positive constraint violations, 0 if it is feasible.
+        is_stopped: Whether its objectives are estimates, because it was dominated with confidence before the end.
     """
 
     id: int
@@ -29,6 +30,7 @@ class Evaluated:
     genes: Genes
     objectives: tuple[float, ...]
     violation: float = 0.0
+    is_stopped: bool = False
 
     @property
     def has_failed(self) -> bool:
@@ -45,7 +47,8 @@ class ParetoArchive:
     """The non-dominated feasible candidates among all that were added, in whatever order.
 
     Of candidates with equal objectives the one with the smallest key stays. While nothing is feasible the best
-    infeasible candidate is kept: the least violation, then the least objectives.
+    infeasible candidate is kept: the least violation, then the least objectives. Of a stopped
+    candidate nothing is kept.
 
     Args:
         reference: Scale of the hypervolume; it can be given later, once.
@@ -56,6 +59,7 @@ class ParetoArchive:
         self._least_infeasible: Evaluated | None = None
         self._evaluations = 0
         self._failures = 0
+        self._stopped = 0
         self._reference = reference
         self._history: list[tuple[int, float]] = []
 
@@ -71,13 +75,18 @@ class ParetoArchive:
 
     @property
     def evaluations(self) -> int:
-        """Number of candidates added, failed ones included."""
+        """Number of candidates added, failed and stopped ones included."""
         return self._evaluations
 
     @property
     def failures(self) -> int:
         """Number of failed candidates."""
         return self._failures
+
+    @property
+    def stopped(self) -> int:
+        """Number of stopped candidates."""
+        return self._stopped
 
     @property
     def reference(self) -> ReferencePoint | None:
@@ -119,6 +128,8 @@ class ParetoArchive:
             self._evaluations += 1
             if entry.has_failed:
                 self._failures += 1
+            elif entry.is_stopped:
+                self._stopped += 1
             elif entry.is_feasible:
                 has_changed |= self._insert(entry)
             elif self._least_infeasible is None or _infeasible_order(entry) < _infeasible_order(self._least_infeasible):

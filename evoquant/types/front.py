@@ -130,9 +130,10 @@ class FrontDocument:
         hypervolume: Of the front, as a share of the box between ideal and reference point.
         reference_point: Upper corner of that box, by objective; empty before the first generation.
         hypervolume_history: (evaluations, hypervolume) after every generation.
-        evaluated: The objectives of every evaluated candidate, dominated ones included, in order of evaluation.
-        evaluations: Number of evaluated candidates, failed ones included; of a run for several devices those that this
-            one executes.
+        evaluated: The objectives of every candidate that was evaluated on all images, dominated ones included, in order
+            of evaluation.
+        evaluations: Number of evaluated candidates, failed and stopped ones included; of a run for several devices
+            those that this one executes.
         failures: Number of failed ones.
         images_evaluated: Forward passes of one image that the baselines, the probes of sensitivity and the search made,
             for all devices of the run together.
@@ -141,6 +142,7 @@ class FrontDocument:
         provenance: Versions, machine, hashes, seed, command.
         comparisons: What the baselines reach: free ones in every run, others where they were asked for.
         other_targets: Fronts of the other devices of the run; not part of ``to_dict``, they have files of their own.
+        stopped: Number of those that were dominated with confidence after some of the images and did not get the rest.
     """
 
     model: str
@@ -162,6 +164,7 @@ class FrontDocument:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     comparisons: tuple[Comparison, ...] = ()
     other_targets: tuple[FrontDocument, ...] = ()
+    stopped: int = 0
 
     def point(self, name: str) -> ParetoPoint:
         """A member of the front or a baseline by its id; ``knee`` is the knee.
@@ -186,6 +189,7 @@ class FrontDocument:
             "seconds": self.seconds,
             "evaluations": self.evaluations,
             "failures": self.failures,
+            "stopped": self.stopped,
             "images_evaluated": self.images_evaluated,
             "objectives": list(self.objectives),
             "hypervolume": self.hypervolume,

@@ -205,16 +205,16 @@ def test_another_experiment_is_refused_in_the_same_folder(small_experiment, unin
 
 
 def test_a_failing_candidate_is_recorded_and_the_run_goes_on(small_experiment, tmp_path, monkeypatch):
-    evaluate = AccuracyEvaluator.evaluate
+    scores = AccuracyEvaluator.scores
     calls = []
 
-    def failing(self, plan, *, split, stop=None):
+    def failing(self, plan, **options):
         calls.append(plan)
         if len(calls) in (9, 14):
             raise ModelError("The model's output is not finite for 1 of 48 images, first for image 0.")
-        return evaluate(self, plan, split=split, stop=stop)
+        return scores(self, plan, **options)
 
-    monkeypatch.setattr(AccuracyEvaluator, "evaluate", failing)
+    monkeypatch.setattr(AccuracyEvaluator, "scores", failing)
     heard = []
     front = run(small_experiment, tmp_path, listener=heard.append)
     assert front.status == "done"

@@ -13,6 +13,7 @@ def record(phenotype="a", split="selection", **changes):
         "status": "done",
         "plan": {"conv": {"weight_bits": 8}},
         "result": {"kl": 0.1 + 0.2},
+        "scores": b"\x00\x01",
         "reason": None,
         "seconds": 0.5,
     }

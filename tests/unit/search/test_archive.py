@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,6 +48,14 @@ def test_the_infeasible_and_the_failed_stay_outside():
     assert [entry.objectives for entry in archive.front] == [(5.0, 5.0)]
     assert (archive.evaluations, archive.failures) == (6, 1)
     assert not archive.add(entries([(6.0, 5.0)]))
+
+
+def test_a_stopped_candidate_is_counted_and_nothing_more():
+    archive = ParetoArchive(ReferencePoint((9.0, 9.0), (0.0, 0.0)))
+    best, infeasible = entries([(0.0, 0.0), (1.0, 1.0)], [0.0, 1.0])
+    assert not archive.add([replace(best, is_stopped=True), replace(infeasible, is_stopped=True)])
+    assert (archive.front, archive.best_infeasible, archive.hypervolume) == ((), None, 0.0)
+    assert (archive.evaluations, archive.failures, archive.stopped) == (2, 0, 2)
 
 
 def test_an_infinite_violation_is_a_failure():
