@@ -19,7 +19,7 @@ from evoquant.api import compare_quantization_methods
 from evoquant.config import Experiment, load_experiment
 from evoquant.config.preparation import RescalingStep
 from evoquant.config.quantizers import CompensationSpec, RoundingSpec
-from evoquant.evaluate.methods import METHODS, PRECISIONS, Method
+from evoquant.evaluate.methods import METHODS, PRECISIONS, Method, in_equal_steps
 
 NEAREST = CompensationSpec(
     weight_compensation="none", bias_correction=False, ridges=(), rounding=RoundingSpec(iterations=0)
@@ -31,10 +31,11 @@ def steps() -> list[Method]:
     """The steps, each with all that come before it."""
     full = METHODS["full"]
     found = [replace(METHODS["minmax"], name="plain min-max")]
-    ranges = replace(full, name="+ ranges by Fisher cost, log2 softmax", rescaling=(), compensation=NEAREST)
-    found.append(ranges)
+    twin = replace(full, name="+ twin codes", rescaling=(), compensation=NEAREST)
+    found.append(replace(twin, name="+ ranges by Fisher cost", plan=in_equal_steps(full.plan)))
+    found.append(twin)
     for count, step in enumerate(RESCALING, 1):
-        found.append(replace(ranges, name=f"+ rescaling: {step}", rescaling=RESCALING[:count]))
+        found.append(replace(twin, name=f"+ rescaling: {step}", rescaling=RESCALING[:count]))
     rescaled = found[-1]
     bias = NEAREST.model_copy(update={"bias_correction": True})
     compensated = bias.model_copy(update={"weight_compensation": "gptq"})

@@ -82,12 +82,15 @@ def _by(method: CalibrationMethod) -> Callable[[Workbench, str], Plan]:
     return plan
 
 
-def _plain(bench: Workbench, precision: str) -> Plan:
-    """Extremes, and uniform codes for the output of a softmax too."""
-    plan = _by(CalibrationMethod.MIN_MAX)(bench, precision)
-    ops = bench.captured.graph.op
-    uniform = QuantizationScheme.UNIFORM
-    return {name: canonical(ops[name], replace(config, activation_scheme=uniform)) for name, config in plan.items()}
+def in_equal_steps(make_plan: Callable[[Workbench, str], Plan]) -> Callable[[Workbench, str], Plan]:
+    """The same plans with uniform codes for all activations, the output of a softmax too."""
+
+    def plan(bench: Workbench, precision: str) -> Plan:
+        ops, uniform = bench.captured.graph.op, QuantizationScheme.UNIFORM
+        made = make_plan(bench, precision)
+        return {name: canonical(ops[name], replace(config, activation_scheme=uniform)) for name, config in made.items()}
+
+    return plan
 
 
 def _log2(bench: Workbench, _precision: str) -> Plan:
@@ -130,7 +133,13 @@ METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
         Method("fp32", "the floating-point model", lambda bench, _: _preset(bench, "fp32"), is_free=False),
-        Method("minmax", "uniform, ranges from the extremes", _plain, rescaling=(), compensation=_PLAIN),
+        Method(
+            "minmax",
+            "uniform, ranges from the extremes",
+            in_equal_steps(_by(CalibrationMethod.MIN_MAX)),
+            rescaling=(),
+            compensation=_PLAIN,
+        ),
         Method("log2", "weights and softmax in powers of two", _log2, False, (), _PLAIN),
         Method(
             "efficientquant",
