@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -145,7 +145,9 @@ def _add_tensor_step(program: Program, step: Step, reads: dict[str, FloatArray],
     elif step.kind == "activate":
         program.activate(settings["function"], reads["x"], out)
     elif step.kind in ("layer_norm", "group_norm"):
-        norm = getattr(program, step.kind)
+        norm = program.layer_norm
+        if step.kind == "group_norm":
+            norm = partial(program.group_norm, groups=settings.get("groups", 1))
         norm(reads["x"], reads["weight"], reads["bias"], settings["epsilon"], out)
     elif step.kind == "scale_rows":
         program.scale_rows(reads["x"], reads["scale"], reads.get("shift"), out)

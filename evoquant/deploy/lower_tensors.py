@@ -133,20 +133,20 @@ def _layer_norm(lowering: Lowering, node: fx.Node, arguments: Arguments, options
     epsilon = arguments[4] if len(arguments) > 4 else options.get("eps", 1e-5)
     space, columns = lowering.space, shape[0]
     x = space.ordered(node.name, x)
-    return _normalized(lowering, node, x, columns, weight, bias, epsilon)
+    return _normalized(lowering, node, x, columns, weight, bias, {"epsilon": epsilon})
 
 
 @handles("group_norm")
 def _group_norm(lowering: Lowering, node: fx.Node, arguments: Arguments, options: Options) -> Any:  # noqa: ANN401
     given = (*arguments, *(None,) * 3)
     x, groups, weight, bias = given[:4]
-    if groups != 1 or x.shape[0] != 1:
+    if x.shape[0] != 1:
         return NotImplemented
     epsilon = arguments[4] if len(arguments) > 4 else options.get("eps", 1e-5)
     columns = x.shape[1]
     if not x.is_dense or x.axes[1] != ((columns, 1),):
         x = lowering.space.ordered(node.name, x, (0, *range(2, len(x.axes)), 1))
-    return _normalized(lowering, node, x, columns, weight, bias, epsilon)
+    return _normalized(lowering, node, x, columns, weight, bias, {"epsilon": epsilon, "groups": groups})
 
 
 def _normalized(
@@ -156,7 +156,7 @@ def _normalized(
     columns: int,
     weight: Layout | None,
     bias: Layout | None,
-    epsilon: float,
+    settings: dict[str, Any],
 ) -> Layout:
     """A norm of a dense tensor whose innermost axis has a weight and a bias for each index."""
     space = lowering.space
@@ -166,7 +166,7 @@ def _normalized(
         "weight": _ones(space, columns) if weight is None else flat(weight),
         "bias": flat(space.constant(f"zeros.{columns}", torch.zeros(columns)) if bias is None else bias),
     }
-    space.add(operator_name(node), node.name, reads, _matrix(out, x.elements // columns, columns), {"epsilon": epsilon})
+    space.add(operator_name(node), node.name, reads, _matrix(out, x.elements // columns, columns), settings)
     return out
 
 

@@ -89,9 +89,11 @@ class Program:
         """Layer normalization of each row of (rows, columns)."""
         self._add("layer_norm", self._isa, x, weight, bias, epsilon, out)
 
-    def group_norm(self, x: FloatArray, weight: FloatArray, bias: FloatArray, epsilon: float, out: FloatArray) -> None:
-        """Normalization of all of (rows, columns) by one mean and one variance, then a weight and a bias per column."""
-        self._add("group_norm", self._isa, x, weight, bias, epsilon, out)
+    def group_norm(
+        self, x: FloatArray, weight: FloatArray, bias: FloatArray, epsilon: float, out: FloatArray, *, groups: int = 1
+    ) -> None:
+        """As ``layer_norm``, but all rows of a group of neighbouring columns share one mean and one variance."""
+        self._add("group_norm", self._isa, x, groups, weight, bias, epsilon, out)
 
     def mean_rows(self, x: FloatArray, out: FloatArray) -> None:
         """The mean over the rows of (rows, columns) into (columns,)."""

@@ -149,13 +149,17 @@ def layer_norm(x: FloatArray, weight: FloatArray, bias: FloatArray, *, epsilon: 
     return _norm("layer_norm", x, weight, bias, epsilon)
 
 
-def group_norm(x: FloatArray, weight: FloatArray, bias: FloatArray, *, epsilon: float = 1e-5) -> FloatArray:
-    """The normalisation of all of (rows, columns) to mean 0 and variance 1, times weight, plus bias, per column.
+def group_norm(
+    x: FloatArray, weight: FloatArray, bias: FloatArray, *, groups: int = 1, epsilon: float = 1e-5
+) -> FloatArray:
+    """Each group of neighbouring columns of (rows, columns) to mean 0 and variance 1, times weight, plus bias.
+
+    Weight and bias have a value for each column.
 
     Raises:
-        KernelError: If an array does not fit.
+        KernelError: If an array does not fit, or the groups do not divide the columns.
     """
-    return _norm("group_norm", x, weight, bias, epsilon)
+    return _norm("group_norm", x, weight, bias, epsilon, groups)
 
 
 def mean_rows(x: FloatArray) -> FloatArray:
@@ -224,12 +228,12 @@ def _binary(name: str, a: FloatArray, b: FloatArray, out: FloatArray | None) -> 
     return out
 
 
-def _norm(name: str, x: FloatArray, weight: FloatArray, bias: FloatArray, epsilon: float) -> FloatArray:
+def _norm(name: str, x: FloatArray, weight: FloatArray, bias: FloatArray, epsilon: float, *groups: int) -> FloatArray:
     check_array(name, "x", x, np.float32, (None, None))
     check_array(name, "weight", weight, np.float32, x.shape[1:])
     check_array(name, "bias", bias, np.float32, x.shape[1:])
     out = np.empty(x.shape, np.float32)
-    _run(lambda isa: getattr(native(), name)(isa, x, weight, bias, epsilon, out, 1))
+    _run(lambda isa: getattr(native(), name)(isa, x, *groups, weight, bias, epsilon, out, 1))
     return out
 
 

@@ -168,8 +168,9 @@ def _tensor(case: KernelCase, rng: np.random.Generator, isa: int) -> Run:
         return lambda repeats: module.softmax(isa, x, out, repeats)
     if case.op in (KernelOp.LAYER_NORM, KernelOp.GROUP_NORM):
         weight, bias = rng.standard_normal((2, case.shape[1]), np.float32)
-        norm = getattr(module, case.op)
-        return lambda repeats: norm(isa, x, weight, bias, 1e-5, out, repeats)
+        if case.op == KernelOp.GROUP_NORM:
+            return lambda repeats: module.group_norm(isa, x, 1, weight, bias, 1e-5, out, repeats)
+        return lambda repeats: module.layer_norm(isa, x, weight, bias, 1e-5, out, repeats)
     if case.op == KernelOp.MEAN:
         mean = np.empty(case.shape[1], np.float32)
         return lambda repeats: module.mean_rows(isa, x, mean, repeats)

@@ -379,12 +379,13 @@ void bind_float(nb::module_& m) {
       return eq_layer_norm(isa, x.data(), x.shape(0), (int)x.shape(1), weight.data(), bias.data(), epsilon, out.data());
     });
   });
-  m.def("group_norm", [](int isa, Dense<const float, 2> x, Flat<const float> weight, Flat<const float> bias,
+  m.def("group_norm", [](int isa, Dense<const float, 2> x, int groups, Flat<const float> weight, Flat<const float> bias,
                          float epsilon, Dense<float, 2> out, int repeats) {
     require_same(x, out);
     require(weight.size() == x.shape(1) && bias.size() == x.shape(1), "weight and bias must have one value per column");
     return timed(repeats, [&] {
-      return eq_group_norm(isa, x.data(), x.shape(0), (int)x.shape(1), weight.data(), bias.data(), epsilon, out.data());
+      return eq_group_norm(isa, x.data(), x.shape(0), (int)x.shape(1), groups, weight.data(), bias.data(), epsilon,
+                           out.data());
     });
   });
   m.def("mean_rows", [](int isa, Dense<const float, 2> x, Flat<float> out, int repeats) {

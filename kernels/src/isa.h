@@ -115,7 +115,7 @@ struct Isa {
   void (*scale_rows)(const float*, size_t, int, const float*, const float*, float*);
   void (*softmax)(const float*, size_t, int, float*);
   void (*layer_norm)(const float*, size_t, int, const float*, const float*, float, float*);
-  void (*group_norm)(const float*, size_t, int, const float*, const float*, float, float*);
+  void (*group_norm)(const float*, size_t, int, int, const float*, const float*, float, float*);
   void (*mean_rows)(const float*, int, int, float*);
   void (*pack_rows4)(const int8_t* codes, ptrdiff_t row, int columns, int steps, int8_t* panel);
   void (*pack_columns4)(const int8_t* codes, ptrdiff_t row, int steps, int8_t* panel);

@@ -124,12 +124,13 @@ void bind_program_tensors(nb::class_<Program>& program) {
           return eq_layer_norm(isa, x.data(), x.shape(0), (int)x.shape(1), weight.data(), bias.data(), epsilon, out.data());
         });
       })
-      .def("group_norm", [](Program& p, int isa, Dense<const float, 2> x, Flat<const float> weight,
+      .def("group_norm", [](Program& p, int isa, Dense<const float, 2> x, int groups, Flat<const float> weight,
                             Flat<const float> bias, float epsilon, Dense<float, 2> out) {
         require_same(x, out);
         require(weight.size() == x.shape(1) && bias.size() == x.shape(1), "weight and bias must have one value per column");
         p.steps.push_back([=] {
-          return eq_group_norm(isa, x.data(), x.shape(0), (int)x.shape(1), weight.data(), bias.data(), epsilon, out.data());
+          return eq_group_norm(isa, x.data(), x.shape(0), (int)x.shape(1), groups, weight.data(), bias.data(), epsilon,
+                               out.data());
         });
       })
       .def("mean_rows", [](Program& p, int isa, Dense<const float, 2> x, Flat<float> out) {

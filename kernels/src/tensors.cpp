@@ -135,11 +135,12 @@ int eq_layer_norm(int isa, const float* x, size_t rows, int columns, const float
   return 0;
 }
 
-int eq_group_norm(int isa, const float* x, size_t rows, int columns, const float* weight, const float* bias,
+int eq_group_norm(int isa, const float* x, size_t rows, int columns, int groups, const float* weight, const float* bias,
                   float epsilon, float* out) {
   EQ_FIND(found);
   if (rows < 1 || columns < 1) return fail("group_norm: expected at least one row and one column");
-  found->group_norm(x, rows, columns, weight, bias, epsilon, out);
+  if (groups < 1 || columns % groups) return fail("group_norm: expected groups that divide %d columns, but got %d", columns, groups);
+  found->group_norm(x, rows, columns, groups, weight, bias, epsilon, out);
   return 0;
 }
 

@@ -492,15 +492,21 @@ void layer_norm(const float* x, size_t rows, int columns, const float* weight, c
 }
 
 // All rows have one mean and one variance. Sums of a row are binary32, those over rows binary64.
-void group_norm(const float* x, size_t rows, int columns, const float* weight, const float* bias, float epsilon,
-                float* out) {
-  const double count = (double)rows * columns;
-  double sum = 0.0, squares = 0.0;
-  for (size_t r = 0; r < rows; ++r) sum += total(x + r * columns, columns);
-  const float mean = (float)(sum / count);
-  for (size_t r = 0; r < rows; ++r) squares += total_square(x + r * columns, columns, mean);
-  const float inverse = 1.0f / __builtin_sqrtf((float)(squares / count) + epsilon);
-  for (size_t r = 0; r < rows; ++r) normalize(x + r * columns, columns, mean, inverse, weight, bias, out + r * columns);
+void group_norm(const float* x, size_t rows, int columns, int groups, const float* weight, const float* bias,
+                float epsilon, float* out) {
+  const int width = columns / groups;
+  const double count = (double)rows * width;
+  for (int first = 0; first < columns; first += width) {
+    double sum = 0.0, squares = 0.0;
+    for (size_t r = 0; r < rows; ++r) sum += total(x + r * columns + first, width);
+    const float mean = (float)(sum / count);
+    for (size_t r = 0; r < rows; ++r) squares += total_square(x + r * columns + first, width, mean);
+    const float inverse = 1.0f / __builtin_sqrtf((float)(squares / count) + epsilon);
+    for (size_t r = 0; r < rows; ++r) {
+      const size_t at = r * columns + first;
+      normalize(x + at, width, mean, inverse, weight + first, bias + first, out + at);
+    }
+  }
 }
 
 void mean_rows(const float* x, int rows, int channels, float* out) {

@@ -156,8 +156,8 @@ int eq_scale_rows(int isa, const float* x, size_t rows, int channels, const floa
 int eq_softmax(int isa, const float* x, size_t rows, int columns, float* out);
 int eq_layer_norm(int isa, const float* x, size_t rows, int columns, const float* weight, const float* bias,
                   float epsilon, float* out);
-/* The same with one mean and one variance for all rows: group normalization with a single group. */
-int eq_group_norm(int isa, const float* x, size_t rows, int columns, const float* weight, const float* bias,
+/* The same with one mean and one variance of all rows for each group of neighbouring columns. */
+int eq_group_norm(int isa, const float* x, size_t rows, int columns, int groups, const float* weight, const float* bias,
                   float epsilon, float* out);
 int eq_mean_rows(int isa, const float* x, int rows, int channels, float* out);
 int eq_max_pool(int isa, const float* x, int h, int w, int channels, int kernel, int stride, int pad, float* out);

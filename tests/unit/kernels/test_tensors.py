@@ -70,6 +70,17 @@ def test_group_norm(rows, columns, rng):
     np.testing.assert_allclose(kt.group_norm(x, weight, bias), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize(("columns", "groups"), [(6, 3), (48, 2), (64, 64)])
+def test_group_norm_of_several_groups(columns, groups, rng):
+    x, weight, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((33, columns), columns, columns))
+    apart = x.reshape(33, groups, -1)
+    deviation = np.sqrt(apart.var((0, 2), keepdims=True) + 1e-5)
+    expected = ((apart - apart.mean((0, 2), keepdims=True)) / deviation).reshape(x.shape) * weight + bias
+    np.testing.assert_allclose(kt.group_norm(x, weight, bias, groups=groups), expected, atol=2e-5)
+    with pytest.raises(KernelError, match=f"divide {columns} columns, but got 5"):
+        kt.group_norm(x, weight, bias, groups=5)
+
+
 def test_sums_products_means_and_maxima(rng):
     a, b = rng.standard_normal((2, 6, 8, 5)).astype(np.float32)
     np.testing.assert_array_equal(kt.add(a, b), a + b)
