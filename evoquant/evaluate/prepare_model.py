@@ -35,7 +35,7 @@ from evoquant.graph import CapturedModel
 from evoquant.space import uniform_plan
 from evoquant.types import LayerQuantConfig, Op
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 GUARD_BITS = ((6, 6), (4, 8), (4, 4))
 """Bits of weights and activations that the guard judges at."""
 STATISTICS_IMAGES = 16
