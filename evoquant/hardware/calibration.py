@@ -226,7 +226,8 @@ class _Fit:
         def residuals(parameters: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
             errors = np.log(_times_ms(parameters, columns) / self.times_ms) / _OUTLIER
             bent = np.sign(errors) * np.sqrt(2.0 * (np.sqrt(1.0 + errors**2) - 1.0))
-            return np.concatenate([bent, apart @ parameters[len(_START) :]])
+            moved = (parameters - start)[: len(_START)]  # what no entry shows stays where it starts
+            return np.concatenate([bent, apart @ parameters[len(_START) :], moved])
 
         found = least_squares(residuals, start, bounds=(start - _REACH, start + _REACH), max_nfev=_EVALUATIONS)
         self.parameters = found.x
