@@ -218,20 +218,25 @@ class Session:
         hypervolume = archive.record()
         document = self._write(search, "interrupted", is_draft=True)
         done = len(set().union(*(entry.exploration.seen for entry in self._searches)))
-        new = max(1, done - self._resumed)
-        eta = self._session_seconds / new * (self._experiment.search.evaluations - done)
         self._listener(
             events.GenerationFinished(
                 search.generation,
                 archive.evaluations,
                 len(archive.front),
                 hypervolume,
-                max(0.0, eta),
+                self._eta_seconds(done),
                 document.front,
                 search.rank_correlation,
                 document.device if len(self._searches) > 1 else "",
             )
         )
+
+    def _eta_seconds(self, done: int) -> float | None:
+        """Time to the end of the budget at the pace of this session; None while it repeats what the journal knows."""
+        remaining, new = self._experiment.search.evaluations - done, done - self._resumed
+        if remaining <= 0:
+            return 0.0
+        return self._session_seconds / new * remaining if new > 0 else None
 
     async def _test(self) -> None:
         """Judge members of every front and the baselines; each device has its share of the points to test."""

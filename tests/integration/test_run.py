@@ -110,7 +110,11 @@ def test_a_cancelled_run_leaves_a_valid_front_and_goes_on(small_experiment, unin
     assert partial.status == "interrupted"
     assert 0 < partial.evaluations < 18
     assert partial.front
-    assert essence(run(small_experiment, tmp_path)) == essence(front)
+    heard = []
+    assert essence(run(small_experiment, tmp_path, listener=heard.append)) == essence(front)
+    left = [event.eta_seconds for event in heard if isinstance(event, events.GenerationFinished)]
+    assert left[0] is None  # it repeats what the journal knows
+    assert left[-1] == 0.0
 
 
 @pytest.mark.slow
