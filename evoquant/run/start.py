@@ -26,7 +26,7 @@ from evoquant.run.executors import Executor, ThreadExecutor, WorkerExecutor
 from evoquant.run.journal import Journal
 from evoquant.run.ray_workers import RayWorker, import_ray, ray_cluster
 from evoquant.run.session import Session
-from evoquant.run.space import build_space
+from evoquant.run.space import build_space, read_space
 from evoquant.run.targets import LATENCY_TABLE, Target, load_devices, open_target, target_folders
 from evoquant.run.workers import ProcessWorker
 from evoquant.space import SearchSpace
@@ -67,8 +67,9 @@ async def run_experiment(
     def notify(stage: str, detail: str) -> None:
         tell(events.StageStarted(stage, detail))
 
-    bench = await asyncio.to_thread(prepare, experiment, model=model, images=images, notify=notify)
     devices = load_devices(experiment)
+    read_space(experiment.space)  # wrong devices and spaces are refused before minutes go into the model
+    bench = await asyncio.to_thread(prepare, experiment, model=model, images=images, notify=notify)
     spaces = [build_space(experiment, bench.captured.graph, device) for device in devices.values()]
     folders = target_folders(run_folder, devices)
     with _journal(run_folder, _identity(bench, spaces, list(devices.values()))) as journal:

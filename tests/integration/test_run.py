@@ -9,7 +9,7 @@ import time
 import pytest
 
 from evoquant.config import experiment_to_yaml
-from evoquant.errors import ModelError, RunError
+from evoquant.errors import ModelError, RunError, UnknownNameError
 from evoquant.evaluate import AccuracyEvaluator, prepare
 from evoquant.run import events, read_front, run_experiment
 from evoquant.run.journal import Journal
@@ -206,6 +206,16 @@ def test_another_experiment_is_refused_in_the_same_folder(small_experiment, unin
     other = small_experiment.model_copy(update={"search": small_experiment.search.model_copy(update={"seed": 4})})
     with pytest.raises(RunError, match=r"experiment: the folder has \w+, this run has \w+"):
         run(other, folder)
+
+
+def test_a_wrong_space_or_device_is_refused_before_the_model_is_prepared(small_experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr("evoquant.run.start.prepare", None)
+    unknown = small_experiment.model_copy(update={"space": "mobile_hybird"})
+    with pytest.raises(UnknownNameError, match="Did you mean 'mobile_hybrid'"):
+        run(unknown, tmp_path)
+    elsewhere = small_experiment.target.model_copy(update={"device": ("raspberry_pi_6",)})
+    with pytest.raises(UnknownNameError, match="raspberry_pi"):
+        run(small_experiment.model_copy(update={"target": elsewhere}), tmp_path)
 
 
 def test_a_failing_candidate_is_recorded_and_the_run_goes_on(small_experiment, tmp_path, monkeypatch):
