@@ -63,6 +63,9 @@ class Evaluations:
             except asyncio.CancelledError:
                 self._executor.stop()
                 raise
+        failures = [error for future in futures.values() if (error := future.exception()) is not None]
+        if failures:  # all are asked for, or asyncio would print the others
+            raise failures[0]
         records = {key: future.result() for key, future in futures.items()}
         return [records[key] for key in keys]
 
