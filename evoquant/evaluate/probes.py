@@ -121,7 +121,7 @@ def probe_choices(
                 reference = labelled.reference[done : done + len(part)]
                 probes.run([space.groups[position] for position in positions], own, part, reference, stop)
                 done += len(part)
-        for weights, _ in own:
+        for weights in (weights for weights, _ in own if weights.probed):
             weights.noise = [_weight_noise(model.operands, part, space.graph) for part in weights.parts]
         return probes.macs
 
@@ -156,9 +156,7 @@ class _Side:
         for index, part in enumerate(self.parts):
             if not all(config.is_float for _, config in part):
                 first.setdefault(tuple(_format(config) for _, config in part), index)
-        candidates = list(first.values())
-        if len(choices) == 1:
-            candidates = []
+        candidates = list(first.values()) if len(choices) > 1 else []
         kept = len(candidates) if formats is None else min(formats, len(candidates))
         chosen = np.linspace(0, len(candidates) - 1, kept).round().astype(int).tolist()
         self.probed = {candidates[index]: 0.0 for index in chosen}
@@ -217,7 +215,8 @@ class _Probe:
         self._float = uniform_plan(graph, FLOAT_BITS, FLOAT_BITS)
         self._observers: dict[fx.Node, list[Callable[[Tensor], None]]] = {}
         for side in sides[1::2]:
-            self._observe_side(side)
+            if side.probed:
+                self._observe_side(side)
         macs = [op.macs for op in graph.ops]
         behind = list(accumulate(reversed(macs)))[::-1]
         self._shares = dict(zip((op.name for op in graph.ops), behind, strict=True))
