@@ -75,17 +75,17 @@ def fisher_activation_params(
     Raises:
         PrecisionError: As ``activation_params``.
     """
+    lowest = min(statistics.minimum if lower_bound is None else lower_bound, 0.0)
+    highest, sample = max(statistics.maximum, 0.0), sample.pooled
+    if config.activation_scheme is QuantizationScheme.TWIN:
+        candidates = list(twin_candidates(config.activation_bits, lowest, highest, steps=STEPS))
+        return candidates[_cheapest(((lattice_of(params), float(params.scale)) for params in candidates), sample)]
     base = activation_params(statistics, _by_square_error(config), lower_bound=lower_bound)
-    sample = sample.pooled
     if base.scheme is QuantizationScheme.LOG2:
         return _log2(base, statistics.maximum, sample, octave_levels)
     if base.bits > MAX_BITS:
         return base
-    lowest = min(statistics.minimum if lower_bound is None else lower_bound, 0.0)
-    if base.scheme is QuantizationScheme.TWIN:
-        candidates = list(twin_candidates(base.bits, lowest, max(statistics.maximum, 0.0), steps=STEPS))
-        return candidates[_cheapest(((lattice_of(params), float(params.scale)) for params in candidates), sample)]
-    ends = _least_costly(base, sample, lowest, max(statistics.maximum, 0.0), is_symmetric=config.use_symmetric)
+    ends = _least_costly(base, sample, lowest, highest, is_symmetric=config.use_symmetric)
     scale, zero_point = step_scale(*ends, base.q_min, base.q_max, is_symmetric=config.use_symmetric)
     if base.scheme is QuantizationScheme.POWER_OF_TWO:
         return _power_of_two(base, float(scale), ends, sample)

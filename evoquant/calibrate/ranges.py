@@ -14,9 +14,9 @@ from evoquant.errors import PrecisionError
 from evoquant.quant import SMALLEST_SCALE, QuantParams, code_range, step_scale
 from evoquant.quant.criteria import histogram_mse
 from evoquant.quant.lattice import OctaveLattice, StepLattice
-from evoquant.quant.params import twin_lattice
+from evoquant.quant.params import lattice_of
 from evoquant.types import CalibrationMethod, LayerQuantConfig, QuantizationGranularity, QuantizationScheme
-from evoquant.types.precision import FLOAT_BITS, MAX_LOG2_BITS
+from evoquant.types.precision import FLOAT_BITS, MAX_LOG2_BITS, TWIN_BITS
 
 SILU_MINIMUM = -0.27846455
 """Least value of x * sigmoid(x), at x = -1.2785."""
@@ -194,7 +194,12 @@ def twin_candidates(bits: int, lowest: float, highest: float, *, steps: int) -> 
         Z. Yuan et al., "PTQ4ViT: Post-Training Quantization for Vision Transformers with Twin Uniform Quantization",
         ECCV 2022, https://arxiv.org/abs/2111.12293. Here zero lies among the fine codes, the coarse step is at most so
         large that codes are bytes, and both steps are chosen together.
+
+    Raises:
+        PrecisionError: If twin codes have not so many bits.
     """
+    if bits not in TWIN_BITS:
+        raise PrecisionError(f"activation_scheme 'twin' has one of {TWIN_BITS} bits, but got {bits}. Use 'uniform'.")
     half = 2 ** (bits - 1)
     q_min, q_max = code_range(QuantizationScheme.TWIN, bits, is_symmetric=False, is_signed=False)
     for shift in range(min(9 - bits, _MOST_SHIFT + 1)):  # with fewer than 9 - bits codes are bytes
@@ -210,15 +215,9 @@ def twin_candidates(bits: int, lowest: float, highest: float, *, steps: int) -> 
 
 def _twin_params(statistics: TensorStatistics, bits: int, lowest: float) -> QuantParams:
     candidates = list(twin_candidates(bits, lowest, max(statistics.maximum, 0.0), steps=_TWIN_STEPS))
+    bins = statistics.occupied_bins()
     errors = [
-        float(
-            histogram_mse(
-                *statistics.occupied_bins(),
-                statistics.bin_width,
-                params.scale.reshape(1, 1),
-                twin_lattice(bits, params.coarse_shift, int(params.zero_point)),
-            )
-        )
+        float(histogram_mse(*bins, statistics.bin_width, params.scale.reshape(1, 1), lattice_of(params)))
         for params in candidates
     ]
     return candidates[errors.index(min(errors))]

@@ -65,11 +65,9 @@ class Precision:
         if self.activation_scheme == "loga":
             return ActivationCodes.log2(1.0, bits=self.activation_bits)
         if self.activation_scheme == "twin":
-            half, shift = (
-                2 ** (self.activation_bits - 1),
-                8 - self.activation_bits,
-            )  # the greatest code bounds 16-bit sums
-            return ActivationCodes.twin(4.0 / half, half // 2, bits=self.activation_bits, coarse_shift=shift)
+            bits, half = self.activation_bits, 2 ** (self.activation_bits - 1)
+            shift = 8 - bits  # the greatest codes that are bytes: these bound the 16-bit sums
+            return ActivationCodes.twin(4.0 / half, half // 2, bits=bits, coarse_shift=shift)
         levels = 2**self.activation_bits
         return ActivationCodes.uniform(8.0 / levels, levels // 2, bits=self.activation_bits)
 

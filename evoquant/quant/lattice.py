@@ -53,32 +53,25 @@ class StepLattice:
 
 @dataclass(frozen=True, slots=True)
 class TwinLattice:
-    """The integers from ``-zero_point`` on, and ``coarse_from`` plus multiples of a power of two.
+    """The integers from ``-zero_point`` on, and the greatest of them plus multiples of a power of two.
 
     A value goes to the nearest integer, ties to even, and from there to the nearest point, ties upwards: what a kernel
     does that quantizes to bytes first.
 
     Attributes:
-        coarse_from: The last of the integers, counted from the smallest one.
+        half: Number of integers, and of the points beyond.
         coarse_shift: Logarithm of the distance of the points beyond.
-        coarse_points: Their number.
         zero_point: Zero, counted from the smallest integer.
     """
 
-    coarse_from: int
+    half: int
     coarse_shift: int
-    coarse_points: int
     zero_point: int
-
-    @property
-    def top(self) -> int:
-        """The greatest point, counted from the smallest one."""
-        return self.coarse_from + (self.coarse_points << self.coarse_shift)
 
     def nearest_(self, values: Tensor) -> Tensor:
         """Replace each value by the nearest point, in place."""
-        knee, step = self.coarse_from - self.zero_point, 2.0**self.coarse_shift
-        values.round_().clamp_(-self.zero_point, self.top - self.zero_point)
+        knee, step = self.half - 1 - self.zero_point, 2.0**self.coarse_shift
+        values.round_().clamp_(-self.zero_point, knee + (self.half << self.coarse_shift))
         beyond = (values - knee).clamp_(min=0.0)
         coarse = (beyond / step).add_(0.5).floor_().mul_(step)
         return values.add_(coarse.sub_(beyond))

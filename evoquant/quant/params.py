@@ -114,12 +114,6 @@ def _twin_codebook(bits: int, coarse_shift: int) -> Tensor:
     return codes + (codes - (half - 1.0)).clamp_(min=0.0) * (2.0**coarse_shift - 1.0)
 
 
-def twin_lattice(bits: int, coarse_shift: int, zero_point: int) -> TwinLattice:
-    """The points of twin codes."""
-    half = 2 ** (bits - 1)
-    return TwinLattice(half - 1, coarse_shift, half, zero_point)
-
-
 def code_range(scheme: QuantizationScheme, bits: int, *, is_symmetric: bool, is_signed: bool) -> tuple[int, int]:
     """The smallest and the greatest code.
 
@@ -151,7 +145,7 @@ def lattice_of(params: QuantParams, *, zero_point: Tensor | None = None) -> Latt
     if params.scheme is QuantizationScheme.BINARY:
         return SignLattice()
     if params.scheme is QuantizationScheme.TWIN:
-        return twin_lattice(params.bits, params.coarse_shift, int(params.zero_point))
+        return TwinLattice(2 ** (params.bits - 1), params.coarse_shift, int(params.zero_point))
     if params.is_symmetric:
         return StepLattice(float(params.q_min), float(params.q_max))
     if zero_point is None:
