@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from evoquant.calibrate.gptq import gptq
-from evoquant.calibrate.moments import SplitMoments, rows_of
+from evoquant.calibrate.gptq import ErrorSpread, gptq
+from evoquant.calibrate.moments import Moments, SplitMoments, rows_of
 from evoquant.calibrate.output_error import OutputError
 from evoquant.calibrate.refine import refine
 from evoquant.config.quantizers import CompensationSpec
@@ -121,11 +122,12 @@ class _Candidates:
 
     def __iter__(self) -> Iterator[_Candidate]:
         rows = rows_of(self.weight, self.op)
-        yield self._judged(self._nearest(rows), with_bias=False)
-        found = list(self._rounded(rows, ()))
+        nearest = self._nearest(rows)
+        yield self._judged(nearest, with_bias=False)
+        found = list(self._rounded(nearest, ()))
         target = ridge_target(rows, self.error, self.settings)
         if target is not None:
-            found += self._rounded(target, ("ridge",))
+            found += self._rounded(self._nearest(target), ("ridge",))
         yield from found
         best = min(found, key=lambda candidate: candidate.error, default=None)
         if best is not None and "gptq" in best.steps and self.settings.refinement_sweeps:
@@ -138,28 +140,23 @@ class _Candidates:
             rows_of(fake_quantize(changed, params), self.op), target, params, None, ("nearest",), math.inf
         )
 
-    def _rounded(self, target: Tensor, steps: tuple[str, ...]) -> Iterator[_Candidate]:
+    def _rounded(self, nearest: _Candidate, steps: tuple[str, ...]) -> Iterator[_Candidate]:
         """Rounding of one float weight: to the nearest, and with each damping."""
         steps = ("bias", *steps) if self.settings.bias_correction else steps
-        nearest = replace(self._nearest(target), steps=steps)
         if steps:
-            yield self._judged(nearest)
+            yield self._judged(replace(nearest, steps=steps))
         if self.settings.weight_compensation == "none" or nearest.params.bits > MAX_COMPENSATED_BITS:
             return
-        for rows in gptq(target, nearest.params, self._hessian(), dampings=self.settings.dampings):
+        inputs, is_centred = self.error.fitted.inputs, self.settings.bias_correction
+        for rows in gptq(nearest.target, nearest.params, _spread(inputs, is_centred, self.settings.dampings)):
             yield self._judged(replace(nearest, rows=rows, steps=(*steps, "gptq")))
 
     def _refined(self, best: _Candidate) -> _Candidate:
-        hessian = self._hessian().clone()
+        hessian = _hessian(self.error.fitted.inputs, is_centred=self.settings.bias_correction).clone()
         diagonal = hessian.diagonal(dim1=1, dim2=2)
         diagonal += REFINEMENT_DAMPING * diagonal.mean(dim=1, keepdim=True)
         rows = refine(best.rows, best.target, best.params, hessian, sweeps=self.settings.refinement_sweeps)
         return self._judged(replace(best, rows=rows, steps=(*best.steps, "refine")))
-
-    def _hessian(self) -> Tensor:
-        """What the error of a weight is measured with: a free bias takes the mean of the inputs out."""
-        inputs = self.error.fitted.inputs
-        return inputs.covariance if self.settings.bias_correction else inputs.second
 
     def _judged(self, candidate: _Candidate, *, with_bias: bool | None = None) -> _Candidate:
         change = candidate.rows - rows_of(self.weight, self.op)
@@ -167,6 +164,17 @@ class _Candidates:
         bias_change = self.error.fitted.best_bias(change) if is_free else None
         error = float(self.error.held_out.of(change, bias_change).sum())
         return replace(candidate, bias_change=bias_change, error=error)
+
+
+def _hessian(inputs: Moments, *, is_centred: bool) -> Tensor:
+    """What the error of a weight is measured with: a free bias takes the mean of the inputs out."""
+    return inputs.covariance if is_centred else inputs.second
+
+
+@lru_cache(maxsize=2)
+def _spread(inputs: Moments, is_centred: bool, dampings: tuple[float, ...]) -> ErrorSpread:
+    """The same for all precisions of a weight, which are often asked for one after the other."""
+    return ErrorSpread.of(_hessian(inputs, is_centred=is_centred), dampings)
 
 
 def ridge_target(rows: Tensor, error: SplitError, settings: CompensationSpec) -> Tensor | None:

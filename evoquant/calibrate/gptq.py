@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,26 +10,28 @@ from torch import Tensor
 
 from evoquant.calibrate.definite import damped_factor
 from evoquant.quant import QuantParams
-from evoquant.quant.lattice import StepLattice
+from evoquant.quant.lattice import Lattice
 from evoquant.quant.params import lattice_of
 
 BLOCK = 64
 """Inputs between two updates of all remaining ones."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class WeightGrid:
     """The points that each element of a weight may take, for rounding a column at a time.
 
     Attributes:
-        params: How the weight is quantized.
         scale: (groups, rows, columns) or broadcasting to it.
-        shift: The zero points, likewise.
+        inverse: Of the scale.
+        bounds: Smallest and greatest multiple of the scale, likewise; None where ``lattice`` holds for all elements.
+        lattice: The points in units of the scale, the same for all elements.
     """
 
-    params: QuantParams
     scale: Tensor
-    shift: Tensor
+    inverse: Tensor
+    bounds: tuple[Tensor, Tensor] | None
+    lattice: Lattice | None
 
     @classmethod
     def of(cls, rows: Tensor, params: QuantParams) -> WeightGrid:
@@ -40,39 +42,73 @@ class WeightGrid:
             scale = scale.repeat_interleave(params.group_size, dim=1)
             shift = shift.repeat_interleave(params.group_size, dim=1)
         shape = (groups, count, -1) if params.axis is not None or params.group_size is not None else (1, 1, 1)
-        scale, shift = scale.reshape(shape), shift.reshape(shape)
-        return cls(params, scale.expand(rows.shape), shift.expand(rows.shape))
+        scale = scale.reshape(shape).expand(rows.shape)
+        if params.codebook is not None or params.is_symmetric:
+            return cls(scale, scale.reciprocal(), None, lattice_of(params))
+        shift = shift.reshape(shape).expand(rows.shape)
+        return cls(scale, scale.reciprocal(), ((params.q_min - shift).float(), (params.q_max - shift).float()), None)
 
-    def nearest(self, values: Tensor, columns: slice) -> Tensor:
-        """The nearest points to ``values``, (groups, rows, columns of the slice)."""
-        scale, shift = self.scale[:, :, columns], self.shift[:, :, columns]
-        points = values * scale.reciprocal()
-        if self.params.codebook is None and not self.params.is_symmetric:
-            lattice = StepLattice((self.params.q_min - shift).float(), (self.params.q_max - shift).float())
-            return lattice.nearest_(points).mul_(scale)
-        return lattice_of(self.params).nearest_(points).mul_(scale)
+    def nearest(self, values: Tensor, column: int) -> Tensor:
+        """The nearest points to ``values``, (groups, rows), of one column."""
+        points = values * self.inverse[:, :, column]
+        if self.bounds is not None:
+            points.round_().clamp_(self.bounds[0][:, :, column], self.bounds[1][:, :, column])
+        elif self.lattice is not None:
+            points = self.lattice.nearest_(points)
+        return points.mul_(self.scale[:, :, column])
 
     def ordered(self, order: Tensor) -> WeightGrid:
         """The grid with its columns in another order, (groups, columns)."""
         index = order[:, None, :].expand(self.scale.shape)
-        return WeightGrid(self.params, self.scale.gather(2, index), self.shift.gather(2, index))
+        return self._changed(lambda values: values.gather(2, index))
 
     def repeated(self, times: int) -> WeightGrid:
         """The grid of so many copies of the weight, as more groups."""
-        return WeightGrid(self.params, self.scale.repeat(times, 1, 1), self.shift.repeat(times, 1, 1))
+        return self._changed(lambda values: values.repeat(times, 1, 1))
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> WeightGrid:
+        bounds = None if self.bounds is None else (change(self.bounds[0]), change(self.bounds[1]))
+        return WeightGrid(change(self.scale), change(self.inverse), bounds, self.lattice)
 
 
-def gptq(rows: Tensor, params: QuantParams, hessian: Tensor, *, dampings: Sequence[float] = (0.01,)) -> list[Tensor]:
+@dataclass(frozen=True, slots=True, eq=False)
+class ErrorSpread:
+    """How the error of one rounded input is made good by those that are not rounded yet: all of GPTQ but the weight.
+
+    Attributes:
+        order: Inputs by falling power, (groups, columns).
+        factors: Upper Cholesky factors of the inverse Hessian in this order, (dampings · groups, columns, columns).
+        dampings: Number of regularizations.
+    """
+
+    order: Tensor
+    factors: Tensor
+    dampings: int
+
+    @classmethod
+    def of(cls, hessian: Tensor, dampings: Sequence[float] = (0.01,)) -> ErrorSpread:
+        """From second moments of the inputs.
+
+        Args:
+            hessian: (groups, columns, columns): mean of ``x x^T`` of the inputs, or their covariance.
+            dampings: Regularizations, each added to the diagonal as a share of its mean.
+        """
+        order = hessian.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
+        ordered = _reordered(hessian, order)
+        factors = torch.cat([_inverse_factor(ordered, damping) for damping in dampings]).to(hessian.dtype)
+        return cls(order, factors, len(dampings))
+
+
+def gptq(rows: Tensor, params: QuantParams, spread: ErrorSpread) -> list[Tensor]:
     """Round a weight so that the output changes little, not each element.
 
     Inputs are rounded in the order of falling power. The error that rounding one makes is spread over those that are
-    left, in the least-squares sense. With a diagonal ``hessian`` this is rounding to the nearest.
+    left, in the least-squares sense. With a diagonal Hessian this is rounding to the nearest.
 
     Args:
         rows: The weight as (groups, rows, columns), float32.
         params: Scheme, scales and zero points; they do not change.
-        hessian: (groups, columns, columns): mean of ``x x^T`` of the inputs, or their covariance.
-        dampings: Regularizations, each added to the diagonal as a share of its mean.
+        spread: Made from the inputs.
 
     Returns:
         For each damping the quantized and dequantized weight, same shape: every value lies on the grid of ``params``.
@@ -81,16 +117,13 @@ def gptq(rows: Tensor, params: QuantParams, hessian: Tensor, *, dampings: Sequen
         E. Frantar, S. Ashkboos, T. Hoefler, D. Alistarh, "GPTQ", ICLR 2023, https://arxiv.org/abs/2210.17323.
     """
     groups, _, width = rows.shape
-    order = hessian.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
-    ordered = _reordered(hessian, order)
-    factor = torch.cat([_inverse_factor(ordered, damping) for damping in dampings]).to(rows.dtype)
-    index = order[:, None, :].expand(rows.shape)
-    left = rows.gather(2, index).repeat(len(dampings), 1, 1)
-    grid = WeightGrid.of(rows, params).ordered(order).repeated(len(dampings))
+    factors, index = spread.factors, spread.order[:, None, :].expand(rows.shape)
+    left = rows.gather(2, index).repeat(spread.dampings, 1, 1)
+    grid = WeightGrid.of(rows, params).ordered(spread.order).repeated(spread.dampings)
     for start in range(0, width, BLOCK):
         stop = min(start + BLOCK, width)
-        errors = _round_block(left[:, :, start:stop], grid, start, factor[:, start:stop, start:stop])
-        left[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
+        errors = _round_block(left[:, :, start:stop], grid, start, factors[:, start:stop, start:stop])
+        left[:, :, stop:] -= errors @ factors[:, start:stop, stop:]
     return [torch.empty_like(rows).scatter_(2, index, part) for part in torch.split(left, groups)]
 
 
@@ -98,11 +131,12 @@ def _round_block(left: Tensor, grid: WeightGrid, start: int, factor: Tensor) -> 
     """Round the columns of a block in place; returns the errors that the columns after it make good."""
     errors = torch.empty_like(left)
     for column in range(left.shape[2]):
-        value = left[:, :, column].clone()
-        rounded = grid.nearest(value[:, :, None], slice(start + column, start + column + 1))[:, :, 0]
-        errors[:, :, column] = (value - rounded) / factor[:, None, column, column]
-        left[:, :, column] = rounded
-        left[:, :, column + 1 :] -= errors[:, :, column, None] * factor[:, None, column, column + 1 :]
+        value, error = left[:, :, column], errors[:, :, column]
+        rounded = grid.nearest(value, start + column)
+        torch.sub(value, rounded, out=error)
+        error /= factor[:, None, column, column]
+        value.copy_(rounded)
+        left[:, :, column + 1 :].sub_(error[:, :, None] * factor[:, None, column, column + 1 :])
     return errors
 
 

@@ -29,13 +29,11 @@ def refine(quantized: Tensor, target: Tensor, params: QuantParams, hessian: Tens
     result = quantized.clone()
     gradient = (result - target) @ hessian
     power = hessian.diagonal(dim1=1, dim2=2)
+    per_step = torch.where(power > 0, power.clamp_min(torch.finfo(power.dtype).tiny).reciprocal(), 0.0)
     for _ in range(sweeps):
         for column in range(result.shape[2]):
-            own = power[:, None, column]
-            step = torch.where(own > 0, gradient[:, :, column] / own.clamp_min(torch.finfo(own.dtype).tiny), 0.0)
-            old = result[:, :, column].clone()
-            new = grid.nearest((old - step)[:, :, None], slice(column, column + 1))[:, :, 0]
-            change = new - old
-            result[:, :, column] = new
-            gradient += change[:, :, None] * hessian[:, None, column]
+            old = result[:, :, column]
+            new = grid.nearest(torch.addcmul(old, gradient[:, :, column], per_step[:, None, column], value=-1), column)
+            gradient += (new - old)[:, :, None] * hessian[:, None, column]
+            old.copy_(new)
     return result

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evoquant.calibrate.gptq import gptq
+from evoquant.calibrate.gptq import ErrorSpread, gptq
 from evoquant.calibrate.refine import refine
 from evoquant.quant import QuantParams, fake_quantize, weight_params
 from evoquant.types import LayerQuantConfig, QuantizationGranularity, QuantizationScheme
@@ -51,7 +51,7 @@ def test_identity_hessian_is_rounding_to_the_nearest(config: LayerQuantConfig, g
     params = _params(weight, config)
     identity = torch.eye(40).expand(groups, 40, 40)
     nearest = fake_quantize(weight.flatten(0, 1), params).reshape(weight.shape)
-    torch.testing.assert_close(gptq(weight, params, identity)[0], nearest, rtol=0, atol=0)
+    torch.testing.assert_close(gptq(weight, params, ErrorSpread.of(identity))[0], nearest, rtol=0, atol=0)
     refined = refine(nearest, weight, params, identity, sweeps=1)
     torch.testing.assert_close(refined, nearest, rtol=0, atol=0)
 
@@ -62,7 +62,7 @@ def test_error_is_at_most_that_of_rounding_and_values_stay_on_the_grid(config: L
     weight, hessian = _problem(1, 1, 12, 152)
     params = _params(weight, config)
     nearest = fake_quantize(weight[0], params)[None]
-    (quantized,) = gptq(weight, params, hessian)
+    (quantized,) = gptq(weight, params, ErrorSpread.of(hessian))
     refined = refine(quantized, weight, params, hessian, sweeps=2)
     before, after, last = (_error(q, weight, hessian) for q in (nearest, quantized, refined))
     assert float(after.sum()) < float(before.sum())
@@ -86,9 +86,11 @@ def test_groups_are_independent() -> None:
     """A grouped weight gives what its groups give alone."""
     weight, hessian = _problem(2, 3, 4, 20)
     config = LayerQuantConfig(weight_bits=4)
-    (together,) = gptq(weight, _params(weight, config), hessian)
+    (together,) = gptq(weight, _params(weight, config), ErrorSpread.of(hessian))
     for group in range(3):
-        (alone,) = gptq(weight[group : group + 1], weight_params(weight[group], config), hessian[group : group + 1])
+        (alone,) = gptq(
+            weight[group : group + 1], weight_params(weight[group], config), ErrorSpread.of(hessian[group : group + 1])
+        )
         torch.testing.assert_close(together[group], alone[0])
 
 
@@ -97,9 +99,9 @@ def test_inputs_that_are_always_zero() -> None:
     weight, hessian = _problem(3, 1, 4, 16)
     hessian[:, 5], hessian[:, :, 5] = 0.0, 0.0
     params = _params(weight, LayerQuantConfig(weight_bits=4))
-    (quantized,) = gptq(weight, params, hessian)
+    (quantized,) = gptq(weight, params, ErrorSpread.of(hessian))
     torch.testing.assert_close(quantized[0, :, 5], fake_quantize(weight[0], params)[:, 5])
-    (empty,) = gptq(weight, params, torch.zeros_like(hessian))
+    (empty,) = gptq(weight, params, ErrorSpread.of(torch.zeros_like(hessian)))
     torch.testing.assert_close(empty[0], fake_quantize(weight[0], params))
 
 
@@ -108,9 +110,9 @@ def test_dampings_at_once_are_those_one_by_one() -> None:
     weight, hessian = _problem(4, 2, 3, 24)
     params = _params(weight, LayerQuantConfig(weight_bits=4))
     dampings = (0.01, 0.3, 1e9)
-    together = gptq(weight, params, hessian, dampings=dampings)
+    together = gptq(weight, params, ErrorSpread.of(hessian, dampings))
     for damping, found in zip(dampings, together, strict=True):
-        torch.testing.assert_close(found, gptq(weight, params, hessian, dampings=(damping,))[0])
+        torch.testing.assert_close(found, gptq(weight, params, ErrorSpread.of(hessian, (damping,)))[0])
     assert bool((together[0] != together[1]).any())
     torch.testing.assert_close(together[2].flatten(0, 1), fake_quantize(weight.flatten(0, 1), params))
 
@@ -121,7 +123,7 @@ def test_a_covariance_that_rounding_left_indefinite() -> None:
     noise = torch.randn(9, 9, generator=torch.Generator().manual_seed(1))
     hessian[1] = 1e-9 * (noise + noise.T)
     config = LayerQuantConfig(weight_bits=4)
-    (together,) = gptq(weight, _params(weight, config), hessian)
-    (alone,) = gptq(weight[:1], weight_params(weight[0], config), hessian[:1])
+    (together,) = gptq(weight, _params(weight, config), ErrorSpread.of(hessian))
+    (alone,) = gptq(weight[:1], weight_params(weight[0], config), ErrorSpread.of(hessian[:1]))
     assert together.isfinite().all()
     torch.testing.assert_close(together[0], alone[0])
