@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from evoquant.config import load_experiment
-from evoquant.evaluate import IMAGE_SCORE, Plan, ProbeTable, prepare, probe_choices
+from evoquant.evaluate import IMAGE_SCORE, SENSITIVITY_TABLES, Plan, ProbeTable, prepare
 from evoquant.hardware import CostModel, load_device
 from evoquant.run import build_space
 from evoquant.run.evaluations import Evaluations
@@ -69,9 +69,8 @@ class Measurement:
         known, search = self.journal.kept("probes"), self.experiment.search
         if known is not None:
             return ProbeTable.from_dict(known)
-        table = probe_choices(
-            self.bench.evaluator, self.space, images=search.sensitivity_images, formats=search.sensitivity_formats
-        )
+        judge = SENSITIVITY_TABLES[search.sensitivity_metric]
+        table = judge(self.bench.evaluator, self.space, images=search.sensitivity_images)
         self.journal.keep("probes", table.to_dict())
         return table
 

@@ -1,14 +1,15 @@
 """How much of plain NSGA-II's budget the surrogate needs, and what everything else reaches with the same.
 
-    python experiments/search_efficiency.py                                  # the embedded default, a few minutes
+    python experiments/search_efficiency.py          # the embedded default: ten minutes on one core for each seed
     python experiments/search_efficiency.py --experiment experiments/deit_tiny_imagenet.yaml \
-        --images 128 --population 24 --generations 10 --seeds 1              # hours on two cores
+        --images 128 --population 24 --generations 10 --seeds 1
 
 Plain NSGA-II, with the seeds of the structure alone, makes ``population`` times ``generations`` evaluations on all
 selection images. The surrogate, with probes of sensitivity and seeds of integer programming, stops after
 ``--budget`` of these; NSGA-II with the same seeds, integer programming alone, the greedy and the random search are
 given as many images as the surrogate and its probes use. Every hypervolume of one model is on one scale, that of the
-structured seeds. Latencies are those of the roofline, so that every machine finds the same.
+structured seeds. Latencies are those of the roofline, so that every machine finds the same. Before any search every
+weight is quantized to each of its precisions; that takes ``seconds_weights``, which all searches share and none counts.
 """
 
 from __future__ import annotations
@@ -21,13 +22,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from evoquant.config import Experiment, load_experiment
-from evoquant.evaluate import ProbeTable, Workbench, prepare, probe_choices
+from evoquant.evaluate import SENSITIVITY_TABLES, ProbeTable, Workbench, prepare
 from evoquant.hardware import CostModel, load_device
 from evoquant.run import build_space
 from evoquant.run.evaluations import Evaluations
@@ -56,9 +56,14 @@ class Trace:
         """The last step."""
         return self.steps[-1]
 
-    def images_to(self, hypervolume: float) -> int | None:
-        """Images after which this hypervolume is reached."""
-        return next((images for images, _, value in self.steps if value >= hypervolume), None)
+    def first_with(self, hypervolume: float) -> tuple[int, float] | None:
+        """Images and seconds after which this hypervolume is reached."""
+        return next(((images, seconds) for images, seconds, value in self.steps if value >= hypervolume), None)
+
+    def until(self, *, images: float = inf, seconds: float = inf) -> float:
+        """The hypervolume after so many images or seconds."""
+        values = [value for used, spent, value in self.steps if used <= images and spent <= seconds]
+        return values[-1] if values else 0.0
 
 
 class Contest:
@@ -75,12 +80,10 @@ class Contest:
         self.images = len(self.bench.evaluator.images("selection").labels)
         self.experiment = experiment
 
-    def probe(self) -> tuple[ProbeTable, float]:
-        """The table of sensitivities and the seconds that it took."""
-        started, search = time.perf_counter(), self.experiment.search
-        table = probe_choices(
-            self.bench.evaluator, self.space, images=search.sensitivity_images, formats=search.sensitivity_formats
-        )
+    def probe(self, images: int) -> tuple[ProbeTable, float]:
+        """The table of sensitivities and the seconds that it took; the first one quantizes all weights."""
+        started, judge = time.perf_counter(), SENSITIVITY_TABLES[self.experiment.search.sensitivity_metric]
+        table = judge(self.bench.evaluator, self.space, images=images)
         return table, time.perf_counter() - started
 
     async def reference(self) -> ReferencePoint:
@@ -93,9 +96,14 @@ class Contest:
             [vector(values, names) for values in taken if values is not None], limits=reference_limits(names)
         )
 
-    def factory(self, seed: int, probes: ProbeTable | None, evaluations: int) -> SearcherFactory:
+    def factory(
+        self, seed: int, probes: ProbeTable | None, evaluations: int, population: int | None = None
+    ) -> SearcherFactory:
         """Makes the searches of one seed."""
-        search = self.experiment.search.model_copy(update={"seed": seed, "evaluations": evaluations})
+        changes = {"seed": seed, "evaluations": evaluations}
+        if population is not None:
+            changes["population_size"] = population
+        search = self.experiment.search.model_copy(update=changes)
         experiment = self.experiment.model_copy(update={"search": search})
         return SearcherFactory(experiment, self.space, self.costs, self.bench.classes, probes)
 
@@ -120,16 +128,20 @@ class Contest:
         return Trace(tuple(steps))
 
 
-async def measure(contest: Contest, *, seeds: Sequence[int], plain: int, budget: int) -> dict[str, Any]:
+async def measure(
+    contest: Contest, *, seeds: Sequence[int], population: int, generations: int, budget: float
+) -> dict[str, Any]:
     """All searches of one model for all seeds."""
-    table, seconds = contest.probe()
+    _, seconds_weights = contest.probe(1)
+    table, seconds = contest.probe(contest.experiment.search.sensitivity_images)
+    plain = population * generations
     reference = await contest.reference()
     probes = round(table.passes)
     rows = []
     for seed in seeds:
-        bare = contest.factory(seed, None, plain)
+        bare = contest.factory(seed, None, plain, population)
         traces = {"nsga2": await contest.run(bare.baseline("nsga2", plain), reference, images=0, seconds=0.0)}
-        known = contest.factory(seed, table, budget)
+        known = contest.factory(seed, table, int(plain * budget) - probes // contest.images)
         start = [genes for group in known.seeds() for genes in group]
         for name in ("surrogate", "nsga2_seeded"):
             searcher = known.searcher(name.removesuffix("_seeded"), start)
@@ -140,18 +152,19 @@ async def measure(contest: Contest, *, seeds: Sequence[int], plain: int, budget:
             searcher = known.baseline(name, spent - paid // contest.images)
             traces[name] = await contest.run(searcher, reference, images=paid, seconds=seconds if paid else 0.0)
         rows.append(_row(seed, traces))
-    return _summary(contest, rows, table)
+    return {**_summary(contest, rows, table), "seconds_weights": seconds_weights, "seconds_probes": seconds}
 
 
 def _row(seed: int, traces: dict[str, Trace]) -> dict[str, Any]:
-    goal = ENOUGH * traces["nsga2"].final[2]
-    total, _, _ = traces["nsga2"].final
-    reached = traces["surrogate"].images_to(goal)
-    same = [value for images, _, value in traces["nsga2"].steps if images <= traces["surrogate"].final[0]]
+    plain, surrogate = traces["nsga2"], traces["surrogate"]
+    reached = surrogate.first_with(ENOUGH * plain.final[2])
+    ratios = (None, None) if reached is None else (reached[0] / plain.final[0], reached[1] / plain.final[1])
     return {
         "seed": seed,
-        "images_ratio_to_99pct_hv": None if reached is None else reached / total,
-        "hv_nsga2_at_equal_images": same[-1] if same else 0.0,
+        "images_ratio_to_99pct_hv": ratios[0],
+        "seconds_ratio_to_99pct_hv": ratios[1],
+        "hv_nsga2_at_equal_images": plain.until(images=surrogate.final[0]),
+        "hv_nsga2_at_equal_seconds": plain.until(seconds=surrogate.final[1]),
         **{f"hv_{name}": trace.final[2] for name, trace in traces.items()},
         **{f"images_{name}": trace.final[0] for name, trace in traces.items()},
         **{f"seconds_{name}": trace.final[1] for name, trace in traces.items()},
@@ -183,7 +196,6 @@ def _settings(arguments: argparse.Namespace, path: Path) -> Experiment:
         update={
             "data": experiment.data.model_copy(update={"selection": selection}),
             "target": experiment.target.model_copy(update={"latency": "roofline", "latency_table": None}),
-            "search": experiment.search.model_copy(update={"population_size": arguments.population}),
         }
     )
 
@@ -196,37 +208,48 @@ def _show(entry: dict[str, Any]) -> None:
             f"  {name:13} hypervolume {value:.4f} ({low:.4f} to {high:.4f})  images {entry[f'images_{name}']:.0f}  "
             f"seconds {entry[f'seconds_{name}']:.0f}"
         )
-    print(f"  plain NSGA-II with the images of the surrogate: {entry['hv_nsga2_at_equal_images']:.4f}")
-    print(f"  share of its images to {ENOUGH:.0%} of plain NSGA-II: {entry['images_ratio_to_99pct_hv']}")
+    equal = (entry["hv_nsga2_at_equal_images"], entry["hv_nsga2_at_equal_seconds"])
+    print(f"  plain NSGA-II with the images of the surrogate {equal[0]:.4f}, in its time {equal[1]:.4f}")
+    for name, what in (("images", "images"), ("seconds", "time")):
+        ratio, bounds = entry[f"{name}_ratio_to_99pct_hv"], entry[f"{name}_ratio_to_99pct_hv_range"]
+        print(f"  share of its {what} to {ENOUGH:.0%} of its hypervolume: {ratio} {bounds}")
 
 
 async def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", type=Path, nargs="+", default=[HERE / "quickstart.yaml"])
-    parser.add_argument("--images", type=int, default=64, help="selection images")
-    parser.add_argument("--population", type=int, default=20)
-    parser.add_argument("--generations", type=int, default=6)
-    parser.add_argument("--budget", type=float, default=0.5, help="the surrogate's share of NSGA-II's evaluations")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--images", type=int, default=512, help="selection images")
+    parser.add_argument("--population", type=int, default=40, help="of plain NSGA-II")
+    parser.add_argument("--generations", type=int, default=15, help="of plain NSGA-II")
+    parser.add_argument("--budget", type=float, default=0.125, help="the surrogate's share of its images")
+    parser.add_argument("--seeds", type=int, default=1, help="so many, from 0 on")
     parser.add_argument("--journals", type=Path, help="keep evaluations here, so that a stopped measurement goes on")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "search_efficiency.json")
     arguments = parser.parse_args()
-    models = []
     for path in arguments.experiment:
         experiment = _settings(arguments, path)
         with tempfile.TemporaryDirectory() as temporary:
             folder = arguments.journals or Path(temporary)
             folder.mkdir(parents=True, exist_ok=True)
             with Journal(folder / f"{experiment.name}_{arguments.images}.sqlite") as journal:
-                contest = Contest(experiment, journal)
-                plain = arguments.population * arguments.generations
-                budget = int(np.ceil(plain * arguments.budget))
-                entry = await measure(contest, seeds=range(arguments.seeds), plain=plain, budget=budget)
+                entry = await measure(
+                    Contest(experiment, journal),
+                    seeds=range(arguments.seeds),
+                    population=arguments.population,
+                    generations=arguments.generations,
+                    budget=arguments.budget,
+                )
         _show(entry)
-        models.append(entry)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({"models": models}, indent=1) + "\n")
+        write(arguments.out, entry)
+
+
+def write(path: Path, entry: dict[str, Any]) -> None:
+    """Put the result of a model in the place of an earlier one of the same model."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    models = json.loads(path.read_text())["models"] if path.exists() else []
+    others = [known for known in models if known["model"] != entry["model"]]
+    path.write_text(json.dumps({"models": [*others, entry]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -78,13 +78,10 @@ def sample_operands(
     generator = torch.Generator().manual_seed(seed)
     found: dict[OperandKey, list[OperandSample]] = {}
     for batch in batches:
-        watching = _OperandInterpreter(captured)
-        with torch.enable_grad():
-            logits = watching.run(batch.clone().requires_grad_(True))
-            torch.autograd.backward(logits, _fisher_direction(logits.detach(), generator))
-        for key, (operand, op) in watching.operands.items():
-            gradient = torch.zeros_like(operand) if operand.grad is None else operand.grad
-            sample = _by_row(operand.detach(), gradient, op, key[2])
+        run = GradientPass(captured, batch)
+        run.back(generator)
+        for key, (operand, op) in run.operands.items():
+            sample = _by_row(operand.detach(), gradient_of(operand), op, key[2])
             found.setdefault(key, []).append(sample.choose(max(1, rows * len(batch) // images), generator))
     return {key: _joined(samples) for key, samples in found.items()}
 
@@ -115,15 +112,35 @@ class OperandSamples:
             return self._taken[key]
 
 
-class _OperandInterpreter(fx.Interpreter):
-    """Runs a program so that the gradient of every operand is kept apart from that of other readers of its node."""
+class GradientPass(fx.Interpreter):
+    """A batch in the floating-point program, ready for the gradients of any number of random directions.
 
-    def __init__(self, captured: CapturedModel) -> None:
+    Args:
+        captured: The floating-point model.
+        images: The batch.
+
+    Attributes:
+        operands: Every operand, apart from other readers of its node, and an operation that reads it.
+        outputs: The output of every operation with a weight.
+    """
+
+    def __init__(self, captured: CapturedModel, images: Tensor) -> None:
         super().__init__(captured.program)
         self._ops = {op.node: op for op in captured.graph.ops}
         self.operands: dict[OperandKey, tuple[Tensor, Op]] = {}
+        self.outputs: dict[str, Tensor] = {}
+        with torch.enable_grad():
+            self._logits: Tensor = self.run(images.clone().requires_grad_(True))
+
+    def back(self, generator: torch.Generator) -> None:
+        """Replace the gradients by those of a random direction of the Fisher matrix for each image."""
+        for tensor in (*(operand for operand, _ in self.operands.values()), *self.outputs.values()):
+            tensor.grad = None
+        direction = _fisher_direction(self._logits.detach(), generator)
+        torch.autograd.backward(self._logits, direction, retain_graph=True)
 
     def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - a node may compute anything
+        """Compute a node, and watch it if it is an operation."""
         op = self._ops.get(n.name)
         if op is None:
             return super().run_node(n)
@@ -136,7 +153,16 @@ class _OperandInterpreter(fx.Interpreter):
                 operand.retain_grad()
                 self.operands[key] = (operand, op)
             watched[index] = self.operands[key][0]
-        return n.target(*watched, **kwargs)  # type: ignore[operator]
+        result = n.target(*watched, **kwargs)  # type: ignore[operator]
+        if op.weight_count:
+            result.retain_grad()
+            self.outputs[op.name] = result
+        return result
+
+
+def gradient_of(tensor: Tensor) -> Tensor:
+    """The gradient of the last direction; zero where the output does not depend on the tensor."""
+    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
 
 
 def _by_row(values: Tensor, gradients: Tensor, op: Op, index: int) -> OperandSample:

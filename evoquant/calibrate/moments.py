@@ -134,15 +134,29 @@ def input_vectors(values: Tensor, op: Op) -> Iterable[Tensor]:
         yield values.reshape(1, -1, values.shape[-1])
         return
     step = _step(op)
-    stride = geometry.stride[0] * step, geometry.stride[1] * step
     for piece in torch.split(values, _images_at_once(op)):
-        if geometry.kernel == (1, 1) and geometry.padding == (0, 0):
-            columns = piece[:, :, :: stride[0], :: stride[1]].flatten(2)
-        else:
-            columns = functional.unfold(
-                piece, geometry.kernel, dilation=geometry.dilation, padding=geometry.padding, stride=stride
-            )
-        yield _by_group(columns, geometry.groups)
+        yield _by_group(unfolded(piece, op, step=step), geometry.groups)
+
+
+def unfolded(values: Tensor, op: Op, *, step: int = 1) -> Tensor:
+    """The inputs of each output pixel of a convolution.
+
+    Args:
+        values: Input, (images, channels, height, width).
+        op: The convolution.
+        step: Every so many output pixels in both directions.
+
+    Returns:
+        (images, groups · width, pixels), the width in the order of a flattened row of the weight.
+    """
+    geometry = op.geometry
+    assert geometry is not None, "only convolutions are unfolded"
+    stride = geometry.stride[0] * step, geometry.stride[1] * step
+    if geometry.kernel == (1, 1) and geometry.padding == (0, 0):
+        return values[:, :, :: stride[0], :: stride[1]].flatten(2)
+    return functional.unfold(
+        values, geometry.kernel, dilation=geometry.dilation, padding=geometry.padding, stride=stride
+    )
 
 
 def output_vectors(values: Tensor, op: Op) -> Iterable[Tensor]:

@@ -232,11 +232,11 @@ class SearchSpec(_Section):
 
     Attributes:
         algorithm: Name of the algorithm.
-        sensitivity: Whether the choices of every group are probed first, for seeds by integer programming and for the
-            model of the surrogate.
-        sensitivity_images: Selection images of each probe.
-        sensitivity_formats: Number formats of the weights, and of the activations, of each group that are probed; the
-            others are scaled from these.
+        sensitivity: Whether the choices of every group are judged one at a time first, for seeds by integer programming
+            and for the model of the surrogate.
+        sensitivity_metric: How: by the Fisher form of the floating-point model, from a few backward passes, or by the
+            KL divergence of a probe of each choice.
+        sensitivity_images: Selection images that this takes.
         seed_budgets: Budgets of each cost for which an integer program gives a seed; half of ``evaluations`` go to
             seeds at most.
         baselines: Searches to compare with at equal cost, after the search itself.
@@ -254,8 +254,8 @@ class SearchSpec(_Section):
 
     algorithm: Literal["surrogate", "nsga2", "greedy", "random"] = "surrogate"
     sensitivity: bool = True
+    sensitivity_metric: Literal["fisher", "kl"] = "fisher"
     sensitivity_images: PositiveInt = 32
-    sensitivity_formats: PositiveInt = 2
     seed_budgets: NonNegativeInt = 6
     baselines: Annotated[
         tuple[Literal["milp", "greedy", "random", "nsga2"], ...],

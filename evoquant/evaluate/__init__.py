@@ -3,14 +3,15 @@
 from evoquant.evaluate.accuracy import ALL_IMAGES, AccuracyEvaluator, ImageSplits, LabelledImages
 from evoquant.evaluate.metrics import IMAGE_SCORE, Accuracy, Scores, accuracy_of, compare_logits, wilson_interval
 from evoquant.evaluate.prefix import Sweep
-from evoquant.evaluate.probes import ProbeTable, probe_choices
-from evoquant.evaluate.sensitivity import GroupSensitivity, analyze_sensitivity
+from evoquant.evaluate.probes import ProbeTable
+from evoquant.evaluate.sensitivity import SENSITIVITY_TABLES, GroupSensitivity, analyze_sensitivity, metric_correlation
 from evoquant.evaluate.simulate import Plan, SimulatedModel
 from evoquant.evaluate.workbench import SPLITS, Workbench, captured_model, load_model, prepare, transform_of
 
 __all__ = [
     "ALL_IMAGES",
     "IMAGE_SCORE",
+    "SENSITIVITY_TABLES",
     "SPLITS",
     "Accuracy",
     "AccuracyEvaluator",
@@ -28,8 +29,8 @@ __all__ = [
     "captured_model",
     "compare_logits",
     "load_model",
+    "metric_correlation",
     "prepare",
-    "probe_choices",
     "transform_of",
     "wilson_interval",
 ]

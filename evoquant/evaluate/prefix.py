@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-
-Observer = Callable[[fx.Node, Tensor], None]
-"""Told of a node that calls a module, and of that module's input, when the sweep has passed it."""
 
 
 class Sweep:
@@ -23,16 +19,14 @@ class Sweep:
         program: A functional program of one input and one output. Its constants and modules are looked up when they
             are needed, so they may be exchanged in between.
         images: The batch.
-        observe: Told of each call of a module that ``advance`` passes.
     """
 
-    def __init__(self, program: fx.GraphModule, images: Tensor, *, observe: Observer | None = None) -> None:
+    def __init__(self, program: fx.GraphModule, images: Tensor) -> None:
         self._program = program
         self._nodes = list(program.graph.nodes)
         self._last_use = last_uses(self._nodes)
         self._values: dict[fx.Node, Any] = {}
         self._images = images
-        self._observe = observe
         self._cut = 0
 
     def advance(self, cut: int) -> None:
@@ -40,9 +34,6 @@ class Sweep:
         with torch.inference_mode():
             for position in range(self._cut, cut):
                 self._step(position, self._values)
-                node = self._nodes[position]
-                if self._observe is not None and node.op == "call_module":
-                    self._observe(node, self._value(node.args[0], self._values))
                 self._forget(position, self._values)
         self._cut = max(self._cut, cut)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from evoquant.evaluate.operands import OperandCache
-from evoquant.evaluate.prefix import Observer, Sweep
+from evoquant.evaluate.prefix import Sweep
 from evoquant.graph import CapturedModel
 from evoquant.types import LayerQuantConfig, Op
 
@@ -114,9 +114,9 @@ class SimulatedModel:
         node = self._captured.node(op)
         return [cast(fx.Node, node.args[index]) for index in range(len(self._graph.op[op].inputs))]
 
-    def sweep(self, images: Tensor, *, observe: Observer | None = None) -> Sweep:
+    def sweep(self, images: Tensor) -> Sweep:
         """A pass over a batch that can be finished with other precisions of whatever lies behind a cut."""
-        return Sweep(self._captured.program, images, observe=observe)
+        return Sweep(self._captured.program, images)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:

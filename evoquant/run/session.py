@@ -14,7 +14,7 @@ from typing import Any
 
 from evoquant.config import Experiment
 from evoquant.errors import ConfigurationError
-from evoquant.evaluate import Accuracy, ProbeTable, Workbench, probe_choices
+from evoquant.evaluate import SENSITIVITY_TABLES, Accuracy, ProbeTable, Workbench
 from evoquant.run import events
 from evoquant.run.evaluations import Evaluations
 from evoquant.run.executors import Executor
@@ -28,7 +28,7 @@ from evoquant.run.targets import Target
 from evoquant.space import Plan, plan_hash
 from evoquant.types.front import FrontDocument
 
-PROBES = "probes"
+PROBES = "sensitivities"
 """Name of the table of sensitivities in the journal."""
 
 
@@ -155,11 +155,10 @@ class Session:
             stop = threading.Event()
             try:
                 table = await asyncio.to_thread(
-                    probe_choices,
+                    SENSITIVITY_TABLES[search.sensitivity_metric],
                     self._bench.evaluator,
                     space,
                     images=search.sensitivity_images,
-                    formats=search.sensitivity_formats,
                     workers=self._experiment.evaluation.parallel_evaluations,
                     stop=stop,
                 )

@@ -164,7 +164,6 @@ def test_probes_seed_the_search_and_a_resumed_run_does_not_repeat_them(small_exp
             "evaluations": 22,
             "sensitivity": True,
             "sensitivity_images": 8,
-            "sensitivity_formats": 1,
             "baselines": ("milp", "random"),
         }
     )
@@ -197,7 +196,7 @@ def test_probes_seed_the_search_and_a_resumed_run_does_not_repeat_them(small_exp
             await task
 
     asyncio.run(cancelled())
-    monkeypatch.setattr("evoquant.run.session.probe_choices", None)
+    monkeypatch.setattr("evoquant.run.session.SENSITIVITY_TABLES", {})
     assert essence(run(experiment, tmp_path / "again")) == essence(front)
 
 

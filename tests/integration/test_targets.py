@@ -38,7 +38,7 @@ def essences(front):
 
 @pytest.fixture(scope="module")
 def experiment(module_experiment):
-    search = {"algorithm": "surrogate", "sensitivity": True, "sensitivity_images": 4, "sensitivity_formats": 1}
+    search = {"algorithm": "surrogate", "sensitivity": True, "sensitivity_images": 4}
     return for_devices(module_experiment, *DEVICES, seed_budgets=1, **search)
 
 
