@@ -245,6 +245,8 @@ def _splits(captured: CapturedModel, sources: Mapping[str, ImageBatchSource], ba
     def load(split: str) -> LabelledImages:
         source = sources[split]
         assert source.labels is not None, "checked when the set was loaded"
-        return LabelledImages.judged_by(captured.program, tuple(source.batches(batch_size)), source.labels)
+        # Convolutions of torch are up to a third faster with channels last, and so is all that follows them.
+        batches = (batch.contiguous(memory_format=torch.channels_last) for batch in source.batches(batch_size))
+        return LabelledImages.judged_by(captured.program, tuple(batches), source.labels)
 
     return ImageSplits(load)
