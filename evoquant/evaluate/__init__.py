@@ -6,6 +6,7 @@ from evoquant.evaluate.prefix import Sweep
 from evoquant.evaluate.probes import ProbeTable, probe_choices
 from evoquant.evaluate.sensitivity import GroupSensitivity, analyze_sensitivity
 from evoquant.evaluate.simulate import Plan, SimulatedModel
+from evoquant.evaluate.standing import Standing, standings
 from evoquant.evaluate.workbench import SPLITS, Workbench, captured_model, load_model, prepare, transform_of
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "ProbeTable",
     "Scores",
     "SimulatedModel",
+    "Standing",
     "Sweep",
     "Workbench",
     "accuracy_of",
@@ -30,6 +32,7 @@ __all__ = [
     "load_model",
     "prepare",
     "probe_choices",
+    "standings",
     "transform_of",
     "wilson_interval",
 ]
