@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from evoquant.calibrate import collect
-from evoquant.cli.options import AsJson, ExperimentFile, unweighted
+from evoquant.cli.options import Architecture, AsJson, ExperimentFile, unweighted
 from evoquant.cli.output import show
 from evoquant.config import load_experiment
 from evoquant.deploy.bench import PRECISIONS as MODEL_PRECISIONS
@@ -47,10 +47,11 @@ APP = typer.Typer(help="Benchmarks of this machine.", no_args_is_help=True)
 def simulation(
     experiment: ExperimentFile,
     repetitions: Annotated[int, typer.Option(help="Rounds; the median ratio counts.")] = 5,
+    architecture: Architecture = None,
     as_json: AsJson = False,
 ) -> None:
     """Time of one candidate evaluation as a ratio to one floating-point pass over the same images."""
-    settings = load_experiment(experiment)
+    settings = load_experiment(experiment).of_architecture(architecture)
     bench = prepare(settings)
     images = bench.evaluator.images("selection")
     plans = {name: preset_plan(name, bench.captured.graph, bench.classes) for name in UNIFORM_PRESETS}
@@ -144,13 +145,16 @@ def model(
     genomes: Annotated[int, typer.Option(help="Random genomes for the sum of kernels; 0 for none.", min=0)] = 20,
     rounds: Annotated[int, typer.Option(help="Samples of each.", min=1)] = 9,
     seconds: Annotated[float, typer.Option(help="Length of one sample of a whole model.")] = 0.1,
+    architecture: Architecture = None,
     as_json: AsJson = False,
 ) -> None:
     """Time whole packed models beside ONNX Runtime in the same rounds, and the sum of kernels beside both."""
     if experiment is not None and name:
         raise ConfigurationError("Give an experiment file, or --model NAME.")
     subjects = (
-        [_prepared(experiment)] if experiment is not None else [_untrained(one) for one in name or list(WHOLE_MODELS)]
+        [_prepared(experiment, architecture)]
+        if experiment is not None
+        else [_untrained(one) for one in name or list(WHOLE_MODELS)]
     )
     documents = [
         bench_model(
@@ -171,9 +175,9 @@ Subject = tuple[nn.Module, CapturedModel, OperandCache, SearchSpace, Device, lis
 """What ``bench_model`` times."""
 
 
-def _prepared(experiment: Path) -> Subject:
+def _prepared(experiment: Path, architecture: str | None) -> Subject:
     """The model of an experiment with its weights, calibrated on its images."""
-    settings = load_experiment(experiment)
+    settings = load_experiment(experiment).of_architecture(architecture)
     bench = prepare(settings)
     device = load_device(settings.target.device[0])
     if not device.is_this_machine:

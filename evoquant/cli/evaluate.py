@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from evoquant.api.compare import compare_quantization_methods, judged_plan
-from evoquant.cli.options import AsJson, ExperimentFile
+from evoquant.cli.options import Architecture, AsJson, ExperimentFile
 from evoquant.cli.output import STATUS, show
 from evoquant.config import Experiment, ImageSet, load_experiment
 from evoquant.errors import ConfigurationError
 from evoquant.evaluate import prepare
 from evoquant.evaluate.finalist import load_finalist
 from evoquant.evaluate.methods import CHEAP_METHODS, METHODS, PRECISIONS
-from evoquant.run.plans import complete, read_plan
+from evoquant.run.plans import architecture_of, complete, read_plan
 
 Split = Literal["selection", "test"]
 FITTED = ".safetensors"
@@ -35,10 +35,12 @@ def evaluate(
     labels: Annotated[Path | None, typer.Option(help="Their labels (CSV: file,label).", show_default=False)] = None,
     fitted: Annotated[bool, typer.Option("--fitted", help="Fit the weights to the plan first, for minutes.")] = False,
     save: Annotated[Path | None, typer.Option(help="Write the fitted weights to it.", show_default=False)] = None,
+    architecture: Architecture = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge one plan: accuracy with its interval, latency, energy and memory."""
-    settings = _with_images(load_experiment(experiment), split, images, labels)
+    """Judge one plan: accuracy with its interval, latency, energy and memory; beside its own floating-point model."""
+    alone = load_experiment(experiment).of_architecture(architecture or architecture_of(plan))
+    settings = _with_images(alone, split, images, labels)
     if save is not None and not fitted:
         raise ConfigurationError("--save goes with --fitted.")
     bench = prepare(settings)
@@ -68,17 +70,20 @@ def compare(
         str | None,
         typer.Option(help="Point of a run: RUN_DIR#POINT. Default: the knee, if there is a run.", show_default=False),
     ] = None,
+    architecture: Architecture = None,
     as_json: AsJson = False,
 ) -> None:
     """Judge the known methods, and what was evolved, on the same images."""
     settings = load_experiment(experiment)
     known = settings.output.dir / settings.name
-    has_run = (known / "pareto.json").is_file()
+    found = run or (f"{known}#knee" if (known / "pareto.json").is_file() else None)
+    whose = None if found is None else architecture_of(found)
+    settings = settings.of_architecture(architecture or whose)
     methods = compare_quantization_methods(
         settings,
         methods=method or (tuple(METHODS) if fitted else CHEAP_METHODS),
         precisions=precision or PRECISIONS,
-        plans=[run] if run else [f"{known}#knee"] if has_run else [],
+        plans=[found] if found is not None and architecture in (None, whose) else [],
         split=split,
         on_method=lambda name: STATUS.print(name, markup=False),
     )

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from evoquant.cli.options import AsJson, unweighted
+from evoquant.cli.options import Architecture, AsJson, unweighted
 from evoquant.cli.output import show
 from evoquant.config import Experiment, TargetSpec, load_experiment
 from evoquant.errors import ConfigurationError
@@ -34,10 +34,11 @@ def inspect(
         str | None, typer.Option(help="Search space instead of the experiment's.", show_default=False)
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Height and width of the input.", show_default=False)] = None,
+    architecture: Architecture = None,
     as_json: AsJson = False,
 ) -> None:
     """Show every operation with its role, its group and its legal choices, and the size of the space."""
-    settings = _settings(experiment, model, target, space, image_size)
+    settings = _settings(experiment, model, target, space, image_size, architecture)
     captured = captured_model(settings)
     device = load_device(settings.target.device[0])
     found = build_space(settings, captured.graph, device)
@@ -45,11 +46,17 @@ def inspect(
 
 
 def _settings(
-    experiment: Path | None, model: str | None, target: str | None, space: str | None, image_size: int | None
+    experiment: Path | None,
+    model: str | None,
+    target: str | None,
+    space: str | None,
+    image_size: int | None,
+    architecture: str | None,
 ) -> Experiment:
     if (experiment is None) == (model is None):
         raise ConfigurationError("Give an experiment file, or --model NAME.")
     settings = load_experiment(experiment) if experiment is not None else unweighted(str(model))
+    settings = settings.of_architecture(architecture)
     changes: dict[str, Any] = {}
     if target is not None:
         changes["target"] = TargetSpec(device=(target,), latency="roofline")

@@ -12,6 +12,10 @@ from evoquant.config import DataSpec, Experiment, ImageSet, ModelSpec
 
 ExperimentFile = Annotated[Path, typer.Argument(help="Experiment file (YAML).", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(help="Run folder that 'evoquant search' has written.", show_default=False)]
+Architecture = Annotated[
+    str | None,
+    typer.Option("--architecture", help="Which one of the experiment's, if it has several.", show_default=False),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 

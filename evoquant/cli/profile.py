@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evoquant import kernels
-from evoquant.cli.options import AsJson, ExperimentFile
+from evoquant.cli.options import Architecture, AsJson, ExperimentFile
 from evoquant.cli.output import STATUS, show
 from evoquant.config import Experiment, load_experiment
 from evoquant.deploy import pack
@@ -50,10 +50,11 @@ def profile(
         bool, typer.Option("--energy", help="Meter whole packed models with the counters of the processor (RAPL).")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Also write the table to this file.", show_default=False)] = None,
+    architecture: Architecture = None,
     as_json: AsJson = False,
 ) -> None:
     """Time every distinct kernel, shape and precision that the search space can reach, alone on this machine."""
-    settings = load_experiment(experiment)
+    settings = load_experiment(experiment).of_architecture(architecture)
     if bundle is not None and out is not None:
         raise ConfigurationError("--out is for the times of this machine; --bundle times nothing.")
     if energy:

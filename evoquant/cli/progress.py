@@ -84,7 +84,7 @@ class SearchProgress:
         state = f"front {event.front_size}, hypervolume {event.hypervolume:.4f}{trust}{eta}"
         self._bar.update(self._task, state=state)
         if not STATUS.is_terminal:
-            where = f"{event.device}, " if event.device else ""
+            where = "".join(f"{name}, " for name in (event.device, event.architecture) if name)
             STATUS.print(
                 f"{where}generation {event.generation}: {event.evaluations} evaluations, {state}", markup=False
             )

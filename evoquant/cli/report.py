@@ -34,10 +34,13 @@ def report(
     fronts = read_fronts(run_dir)
     front = fronts[run_dir]
     config = run_dir / "config.yaml"
-    graph = captured_model(load_experiment(config)).graph if config.exists() else None
+    graphs = {
+        name: captured_model(alone).graph
+        for name, alone in (load_experiment(config).by_architecture() if config.exists() else {}).items()
+    }
     others = tuple(entry for entry in fronts.values() if entry.device != front.device)
     fronts[run_dir] = replace(front, other_targets=others)
-    pages = {folder: write_report(folder, entry, graph) for folder, entry in fronts.items()}
+    pages = {folder: write_report(folder, entry, graphs) for folder, entry in fronts.items()}
     within = _within(front, (max_drop, max_latency, max_energy, max_memory))
     document = {
         "run_dir": str(run_dir),

@@ -52,12 +52,12 @@ def search(
     folder = settings.output.dir / settings.name if run_dir is None else run_dir
     with SearchProgress() as progress, redirect_stdout(sys.stderr):  # Ray prints what it has to say
         front = run_evolution_sync(settings, run_dir=folder, on_event=progress)
-    graph = captured_model(settings).graph
+    graphs = {name: captured_model(alone).graph for name, alone in settings.by_architecture().items()}
     fronts = (front, *front.other_targets)
     folders = target_folders(folder, load_devices(settings))
     for entry, places in zip(fronts, folders, strict=True):
         for place in places:
-            write_report(place, entry if place == folder else replace(entry, other_targets=()), graph)
+            write_report(place, entry if place == folder else replace(entry, other_targets=()), graphs)
     document = front.to_dict()
     del document["evaluated"]
     targets = [_target(entry, places[0]) for entry, places in zip(fronts, folders, strict=True)]
@@ -79,7 +79,19 @@ def _target(front: FrontDocument, folder: Path) -> dict[str, Any]:
     return said | {name: front.provenance[name] for name in ("latency_kind", "latency")}
 
 
+OF_ARCHITECTURE = ("model", "macs", "operations", "groups", "space_size_log10", "seconds_per_evaluation")
+"""What is said before the search of each architecture; the budget is common to all."""
+
+
 def _dry_run(settings: Experiment) -> dict[str, Any]:
+    if settings.architectures:
+        rows = {str(name): _dry_run(alone) for name, alone in settings.by_architecture().items()}
+        return {
+            "name": settings.name,
+            "evaluations": settings.search.evaluations,
+            "seconds": max(row["seconds"] for row in rows.values()),
+            "architectures": {name: {key: row[key] for key in OF_ARCHITECTURE} for name, row in rows.items()},
+        }
     bench = prepare(settings)
     graph, promised = bench.captured.graph, timed_promise(bench)
     images = len(bench.evaluator.images("selection").labels)
@@ -137,6 +149,16 @@ def _show_front(console: Console, front: FrontDocument) -> None:
         test = "" if point.test is None else "{:.2f} ({:.2f} to {:.2f})".format(point.test.top1, *point.test.ci95)
         table.add_row(marked, point.name, *cells, test, style="bold" if point.id == front.knee else None)
     console.print(table)
+    for each in front.architectures:
+        own = each.selection
+        members = sum(point.architecture == each.name for point in front.front)
+        console.print(
+            f"{each.name}: {each.model} at {each.image_size} pixels, float top-1 {own.top1:.2f}, cross-entropy "
+            f"{own.cross_entropy:.4f} (offset {own.offset:.4f} ± {own.offset_stderr:.4f}) on {own.images} selection "
+            f"images, {each.evaluations} evaluations, {members} points",
+            markup=False,
+            soft_wrap=True,
+        )
     for entry in front.comparisons:
         console.print(f"{entry.name}: hypervolume {entry.hypervolume:.4f} with {entry.images} images")
     console.print(front.verdict)

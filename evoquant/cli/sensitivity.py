@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from evoquant.cli.options import AsJson, ExperimentFile
+from evoquant.cli.options import Architecture, AsJson, ExperimentFile
 from evoquant.cli.output import STATUS, show
 from evoquant.config import load_experiment
 from evoquant.evaluate import analyze_sensitivity, metric_correlation, prepare
@@ -21,10 +21,11 @@ def sensitivity(
     weight_bits: Annotated[int, typer.Option(help="Bits of the probed group's weights.")] = 4,
     activation_bits: Annotated[int, typer.Option(help="Bits of its activations.")] = 4,
     plot: Annotated[Path | None, typer.Option(help="Draw the groups by depth into this PNG file.")] = None,
+    architecture: Architecture = None,
     as_json: AsJson = False,
 ) -> None:
     """Quantize one group at a time and rank the groups by the divergence of the output."""
-    bench = prepare(load_experiment(experiment))
+    bench = prepare(load_experiment(experiment).of_architecture(architecture))
     graph = bench.captured.graph
     entries = analyze_sensitivity(
         bench.evaluator,

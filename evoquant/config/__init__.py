@@ -8,7 +8,6 @@ from evoquant.config.experiment import (
     EvaluationSpec,
     Experiment,
     ImageSet,
-    ModelSpec,
     OutputSpec,
     SearchSpec,
     TargetSpec,
@@ -23,11 +22,13 @@ from evoquant.config.experiment_file import (
     load_experiment,
     with_effort,
 )
+from evoquant.config.model import ArchitectureSpec, ModelChanges, ModelSpec
 from evoquant.config.validation import validate
 from evoquant.config.yaml_loader import Located, dump_yaml, load_yaml, parse_yaml
 
 __all__ = [
     "EMBEDDED",
+    "ArchitectureSpec",
     "ConstraintsSpec",
     "DataSpec",
     "Effort",
@@ -36,6 +37,7 @@ __all__ = [
     "Experiment",
     "ImageSet",
     "Located",
+    "ModelChanges",
     "ModelSpec",
     "OutputSpec",
     "QuantizationEvolutionConfig",

@@ -6,15 +6,12 @@ counts from the current folder, as a command's output does.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -24,8 +21,10 @@ from pydantic import (
     model_validator,
 )
 
+from evoquant.config.model import ArchitectureSpec, FilePath, ModelSpec, Section, resolve
 from evoquant.config.preparation import PreparationSpec
 from evoquant.config.quantizers import CompensationSpec
+from evoquant.errors import ConfigurationError, UnknownNameError
 
 EMBEDDED = "embedded:"
 """Start of the names of image sets that travel with the package, as in ``embedded:calibration``."""
@@ -38,18 +37,13 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Limit = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
-def _resolve(path: str | Path, info: ValidationInfo) -> Path:
-    folder = (info.context or {}).get("folder") or Path.cwd()
-    return Path(os.path.normpath(Path(folder).absolute() / Path(path).expanduser()))
-
-
 def _resolve_images(images: str, info: ValidationInfo) -> str:
     if images.startswith(EMBEDDED):
         split = images.removeprefix(EMBEDDED)
         if split not in ("calibration", "selection", "test"):
             raise ValueError(f"Expected embedded:calibration, embedded:selection or embedded:test, but got '{images}'")
         return images
-    return str(_resolve(images, info))
+    return str(resolve(images, info))
 
 
 def _one_or_more(value: object) -> object:
@@ -65,41 +59,11 @@ def _refuse_repeats(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
-FilePath = Annotated[Path, AfterValidator(_resolve)]
 Images = Annotated[str, Field(min_length=1), AfterValidator(_resolve_images)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_more), Field(min_length=1), AfterValidator(_refuse_repeats)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class ModelSpec(_Section):
-    """The model to quantize.
-
-    Attributes:
-        name: A timm name, or ``mobilevit_micro``, which ships with the package.
-        checkpoint: A safetensors file with the names of the model's parameters; None: see ``pretrained``.
-        pretrained: Without a checkpoint, take the published weights (timm downloads them; those of
-            ``mobilevit_micro`` ship with the package). False with no checkpoint means random weights.
-        num_classes: Outputs of the classifier; None: as the model has it.
-        image_size: Height and width of its input; None: as the model has it.
-    """
-
-    name: Annotated[str, Field(min_length=1)]
-    checkpoint: FilePath | None = None
-    pretrained: bool = False
-    num_classes: PositiveInt | None = None
-    image_size: PositiveInt | None = None
-
-    @model_validator(mode="after")
-    def _one_source_of_weights(self) -> Self:
-        if self.checkpoint is not None and self.pretrained:
-            raise ValueError("Weights come from checkpoint or from pretrained: true, but got both")
-        return self
-
-
-class ImageSet(_Section):
+class ImageSet(Section):
     """Some of the images of a folder or file, in an order that depends on nothing but their names and the seed.
 
     Attributes:
@@ -119,7 +83,7 @@ class ImageSet(_Section):
     seed: NonNegativeInt | None = 0
 
 
-class TransformSpec(_Section):
+class TransformSpec(Section):
     """How images are prepared. None: as the model was trained, by timm's ``pretrained_cfg``.
 
     Attributes:
@@ -135,7 +99,7 @@ class TransformSpec(_Section):
     std: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] | None = None
 
 
-class DataSpec(_Section):
+class DataSpec(Section):
     """The three disjoint image sets: statistics come from the first, the search sees the second, the third is reported.
 
     Attributes:
@@ -153,7 +117,7 @@ class DataSpec(_Section):
     unreadable: Literal["refuse", "skip"] = "refuse"
 
 
-class TargetSpec(_Section):
+class TargetSpec(Section):
     """The device, and where its latencies come from.
 
     Attributes:
@@ -174,14 +138,14 @@ class TargetSpec(_Section):
     @field_validator("device")
     @classmethod
     def _resolve_files(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        return tuple(str(_resolve(name, info)) if _is_file_name(name) else name for name in names)
+        return tuple(str(resolve(name, info)) if _is_file_name(name) else name for name in names)
 
     @field_validator("latency_table")
     @classmethod
     def _resolve_devices(cls, tables: Path | dict[str, Path] | None, info: ValidationInfo) -> object:
         if not isinstance(tables, dict):
             return tables
-        return {str(_resolve(name, info)) if _is_file_name(name) else name: path for name, path in tables.items()}
+        return {str(resolve(name, info)) if _is_file_name(name) else name: path for name, path in tables.items()}
 
     @model_validator(mode="after")
     def _table_is_given(self) -> Self:
@@ -202,7 +166,7 @@ class TargetSpec(_Section):
         return self.latency_table.get(device) if isinstance(self.latency_table, dict) else self.latency_table
 
 
-class ConstraintsSpec(_Section):
+class ConstraintsSpec(Section):
     """Upper limits; None: no limit. One MB is 10^6 bytes.
 
     Attributes:
@@ -227,7 +191,7 @@ class ConstraintsSpec(_Section):
         return {name: value for name, value in self if value is not None}
 
 
-class SearchSpec(_Section):
+class SearchSpec(Section):
     """How the space is searched, and when the search ends: at the first of the limits that is reached.
 
     Attributes:
@@ -272,7 +236,7 @@ class SearchSpec(_Section):
     mutation_rate: Share | None = None
 
 
-class EvaluationSpec(_Section):
+class EvaluationSpec(Section):
     """How candidates are evaluated.
 
     Attributes:
@@ -300,7 +264,7 @@ class EvaluationSpec(_Section):
         return self
 
 
-class OutputSpec(_Section):
+class OutputSpec(Section):
     """Where results go.
 
     Attributes:
@@ -310,13 +274,15 @@ class OutputSpec(_Section):
     dir: Path = Path("runs")
 
 
-class Experiment(_Section):
+class Experiment(Section):
     """One experiment: everything that its result depends on, and where the result goes.
 
     Attributes:
         schema_version: Version of this format.
         name: Name of the run folder.
         model: What is quantized.
+        architectures: Several models that share the evaluations and one front, each by what sets it apart from
+            ``model``; none: there is only ``model``.
         data: On which images.
         target: For which device.
         space: Name of a shipped search space, path of your own, or the space itself.
@@ -332,6 +298,7 @@ class Experiment(_Section):
     schema_version: Literal[1]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     model: ModelSpec
+    architectures: tuple[ArchitectureSpec, ...] = ()
     data: DataSpec
     target: TargetSpec = TargetSpec()
     space: str | dict[str, Any] = "mobile_hybrid"
@@ -351,7 +318,35 @@ class Experiment(_Section):
     @field_validator("space")
     @classmethod
     def _resolve_file(cls, space: str | dict[str, Any], info: ValidationInfo) -> str | dict[str, Any]:
-        return str(_resolve(space, info)) if isinstance(space, str) and _is_file_name(space) else space
+        return str(resolve(space, info)) if isinstance(space, str) and _is_file_name(space) else space
+
+    @model_validator(mode="after")
+    def _architectures_share_a_search(self) -> Self:
+        if not self.architectures:
+            return self
+        names, models = [each.name for each in self.architectures], list(self.by_architecture().values())
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if len(names) < 2:
+            raise ValueError("architectures: expected two or more, but got one; a single one belongs under model")
+        if repeated:
+            raise ValueError(f"architectures: each needs a name of its own, but {', '.join(repeated)} is repeated")
+        for index, one in enumerate(models):
+            for other, name in zip(models[:index], names, strict=False):
+                if one.model == other.model:
+                    raise ValueError(f"architectures: '{name}' and '{names[index]}' are the same model")
+        unfit = {
+            f"search.algorithm: {self.search.algorithm}": self.search.algorithm != "surrogate",
+            "search.racing: true": self.search.racing,
+            f"search.baselines: {list(self.search.baselines)}": bool(self.search.baselines),
+            f"target.device: {list(self.target.device)}": len(self.target.device) > 1,
+        }
+        found = [setting for setting, is_found in unfit.items() if is_found]
+        if found:
+            raise ValueError(
+                "architectures share their evaluations by what the surrogate expects of each on one device, without "
+                f"racing and compared searches, but got {'; '.join(found)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _races_on_a_sample(self) -> Self:
@@ -361,6 +356,40 @@ class Experiment(_Section):
                 "data.selection a seed, or leave it at 0"
             )
         return self
+
+    def by_architecture(self) -> dict[str | None, Experiment]:
+        """The experiment of each architecture alone, by its name; with none the experiment itself, by None."""
+        if not self.architectures:
+            return {None: self}
+        return {
+            each.name: self.model_copy(update={"model": each.model.applied(self.model), "architectures": ()})
+            for each in self.architectures
+        }
+
+    def of_architecture(self, name: str | None) -> Experiment:
+        """The experiment of one architecture alone.
+
+        Args:
+            name: Its name; None: the experiment has no architectures.
+
+        Raises:
+            ConfigurationError: If a name is missing, or there is nothing to choose from.
+            UnknownNameError: If no architecture has that name.
+        """
+        alone = self.by_architecture()
+        if name in alone:
+            return alone[name]
+        if name is None:
+            raise ConfigurationError(
+                f"The experiment '{self.name}' has several architectures: {', '.join(filter(None, alone))}. Choose one "
+                "with --architecture NAME, or with a point of their front."
+            )
+        if None in alone:
+            raise ConfigurationError(
+                f"The architecture '{name}' is wanted, but the experiment '{self.name}' has no architectures. Give the "
+                "experiment that the front was found with."
+            )
+        raise UnknownNameError("architecture", name, [each for each in alone if each is not None])
 
 
 def _is_file_name(name: str) -> bool:

@@ -39,8 +39,8 @@ def load_experiment(path: str | Path) -> Experiment:
 
 
 def experiment_to_dict(experiment: Experiment) -> dict[str, Any]:
-    """Plain JSON values of all fields, defaults filled in, paths absolute."""
-    return experiment.model_dump(mode="json")
+    """Plain JSON values of all fields, defaults filled in, paths absolute; ``architectures`` only if there are any."""
+    return experiment.model_dump(mode="json", exclude=None if experiment.architectures else {"architectures"})
 
 
 def experiment_to_yaml(experiment: Experiment) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evoquant.config import load_experiment
+from evoquant.config import Experiment, load_experiment
 from evoquant.deploy.folder import DESCRIPTION, file_bytes, load_packed, save_packed
 from evoquant.deploy.packed_model import PackedModel, pack
 from evoquant.deploy.verification import verify_packed
@@ -22,8 +22,31 @@ EXPORTS = "exports"
 VERIFICATION = "verification.json"
 
 
-def open_run(run_dir: Path) -> tuple[Workbench, FrontDocument]:
-    """Model, images and front of a run.
+class Benches:
+    """The models of a run with their images, each prepared when it is first asked for.
+
+    Args:
+        experiment: The experiment of the run.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self._made: dict[str | None, Workbench] = {}
+
+    def of(self, point: ParetoPoint) -> Workbench:
+        """The one that a point is for.
+
+        Raises:
+            EvoQuantError: If the experiment does not have its architecture, or it cannot be prepared.
+        """
+        name = point.architecture
+        if name not in self._made:
+            self._made[name] = prepare(self.experiment.of_architecture(name))
+        return self._made[name]
+
+
+def open_run(run_dir: Path) -> tuple[Benches, FrontDocument]:
+    """Models, images and front of a run.
 
     Raises:
         ConfigurationError: If the folder is no run.
@@ -32,7 +55,7 @@ def open_run(run_dir: Path) -> tuple[Workbench, FrontDocument]:
     config = run_dir / "config.yaml"
     if not config.exists():
         raise ConfigurationError(f"{config}: no such file. Give a folder that 'evoquant search' has written.")
-    return prepare(load_experiment(config)), front
+    return Benches(load_experiment(config)), front
 
 
 def chosen_points(front: FrontDocument, wanted: Sequence[str]) -> list[ParetoPoint]:
@@ -60,10 +83,10 @@ def export_run(run_dir: Path, wanted: Sequence[str]) -> dict[str, Any]:
     Returns:
         ``run_dir`` and ``exports``: for each point its id, folder, bytes and fallbacks.
     """
-    bench, front = open_run(run_dir)
+    benches, front = open_run(run_dir)
     entries = []
     for point in chosen_points(front, wanted):
-        model, folder = export_point(bench, point, run_dir)
+        model, folder = export_point(benches.of(point), point, run_dir)
         entries.append(
             {
                 "id": point.id,
@@ -90,10 +113,11 @@ def verify_run(run_dir: Path, wanted: Sequence[str], *, rounds: int = 15) -> dic
         ModelError: If an export is damaged, or is not of this run.
         RunError: If a record cannot be written.
     """
-    bench, front = open_run(run_dir)
-    device = load_device(bench.experiment.target.device[0])
+    benches, front = open_run(run_dir)
+    device = load_device(benches.experiment.target.device[0])
     records = []
     for point in chosen_points(front, wanted):
+        bench = benches.of(point)
         folder = run_dir / EXPORTS / point.id
         if not (folder / DESCRIPTION).exists():
             export_point(bench, point, run_dir)

@@ -6,6 +6,7 @@ from evoquant.evaluate.prefix import Sweep
 from evoquant.evaluate.probes import ProbeTable
 from evoquant.evaluate.sensitivity import SENSITIVITY_TABLES, GroupSensitivity, analyze_sensitivity, metric_correlation
 from evoquant.evaluate.simulate import Plan, SimulatedModel
+from evoquant.evaluate.standing import Standing, standings
 from evoquant.evaluate.workbench import SPLITS, Workbench, captured_model, load_model, prepare, transform_of
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "ProbeTable",
     "Scores",
     "SimulatedModel",
+    "Standing",
     "Sweep",
     "Workbench",
     "accuracy_of",
@@ -31,6 +33,7 @@ __all__ = [
     "load_model",
     "metric_correlation",
     "prepare",
+    "standings",
     "transform_of",
     "wilson_interval",
 ]

@@ -130,8 +130,9 @@ def load_model(experiment: Experiment) -> nn.Module:
     Raises:
         UnknownNameError: If no model has that name.
         ModelError: If the checkpoint does not fit.
+        ConfigurationError: If the experiment has several architectures.
     """
-    spec = experiment.model
+    spec = experiment.of_architecture(None).model
     is_embedded = spec.name == models.EMBEDDED_MODEL
     torch.manual_seed(0)
     model = models.create(spec.name, num_classes=spec.num_classes, pretrained=spec.pretrained and not is_embedded)

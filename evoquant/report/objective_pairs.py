@@ -14,12 +14,15 @@ from evoquant.report.panels import (
     add_legend,
     columns,
     draw_baselines,
+    draw_front,
     draw_knee,
+    marks,
     non_dominated,
     pair_of,
     positions,
     set_axis,
     shown,
+    title_of,
 )
 from evoquant.report.style import (
     BLUE,
@@ -44,8 +47,9 @@ _LEAST_ACCURACY_MARGIN = 2.0
 def plot_objective_pairs(document: FrontDocument) -> Figure:
     """Draw one panel for each pair of objectives; of many, those with the first objective.
 
-    Grey: every evaluated candidate. Blue: the front, with a line through those members that are not dominated in the
-    two objectives of the panel. Star: the knee. Baselines far outside are written above the panel.
+    Grey: every evaluated candidate. Blue, or the colour of its architecture: the front, with a line through those
+    members that are not dominated in the two objectives of the panel. Star: the knee. Baselines far outside are
+    written above the panel.
     """
     names = document.objectives
     pairs = list(combinations(names, 2))
@@ -105,11 +109,11 @@ def _draw_pair(axes: Axes, document: FrontDocument, x: str, y: str) -> _Drawn:
     window = Window.around(grey + front)
     inside = [place for place in positions(document.baselines, position) if window.holds(place)]
     for which, name, axis in (("x", x, 0), ("y", y, 1)):
-        set_axis(axes, which, measure(name).title, [place[axis] for place in grey + front + inside])
+        set_axis(axes, which, title_of(document, name), [place[axis] for place in grey + front + inside])
     plain(axes)
     axes.scatter(*columns(grey), s=11, color=FAINT, linewidths=0, zorder=2)
     axes.step(*columns(non_dominated(front)), where="post", color=BLUE, linewidth=1.1, alpha=0.55, zorder=3)
-    axes.scatter(*columns(front), s=26, color=BLUE, edgecolors="white", linewidths=0.6, zorder=4)
+    draw_front(axes, document, position)
     labels = draw_baselines(axes, document, position, window) + draw_knee(axes, document, position)
     return _Drawn(axes, labels, front)
 
@@ -128,12 +132,14 @@ def _draw_accuracy(axes: Axes, document: FrontDocument, cost: str) -> _Drawn:
     set_axis(axes, "x", measure(cost).title, [place[0] for place in inside])
     set_axis(axes, "y", "Top-1 on test images (%)", [*bars, *(place[1] for place in inside)])
     plain(axes)
-    for points, colour in ((document.front, BLUE), (near, VERMILLION)):
+    colours = {name: colour for name, (colour, _) in marks(document).items()}
+    for points, is_front in ((document.front, True), (near, False)):
         for point in points:
             place = position(point)
             if place is not None and point.test is not None:
+                colour = colours[point.architecture] if is_front else VERMILLION
                 axes.vlines(place[0], *point.test.ci95, color=colour, alpha=0.4, linewidth=1.4, zorder=3)
-    axes.scatter(*columns(front), s=26, color=BLUE, edgecolors="white", linewidths=0.6, zorder=4)
+    draw_front(axes, document, position)
     for point in document.baselines:
         if point.id == "fp32" and point.test is not None:
             axes.axhline(point.test.top1, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from evoquant.report.style import BLUE, FAINT, INK, MUTED, ORANGE, VERMILLION, Point, measure, use_log_scale
+from evoquant.report.style import ARCHITECTURES, FAINT, INK, MUTED, ORANGE, VERMILLION, Point, measure, use_log_scale
 from evoquant.types.front import FrontDocument, ParetoPoint
 
 Position: TypeAlias = Callable[[ParetoPoint], Point | None]
@@ -77,6 +77,26 @@ def non_dominated(points: Sequence[Point]) -> list[Point]:
     return best
 
 
+def marks(document: FrontDocument) -> dict[str | None, tuple[str, str]]:
+    """Colour and marker of the points of each architecture; of the only one by None."""
+    names: list[str | None] = [each.name for each in document.architectures]
+    return {name: ARCHITECTURES[index % len(ARCHITECTURES)] for index, name in enumerate(names or [None])}
+
+
+def draw_front(axes: Axes, document: FrontDocument, position: Position) -> None:
+    """Mark every member of the front as its architecture is marked."""
+    for name, (colour, marker) in marks(document).items():
+        own = positions((point for point in document.front if point.architecture == name), position)
+        axes.scatter(*columns(own), s=26, marker=marker, color=colour, edgecolors="white", linewidths=0.6, zorder=4)
+
+
+def title_of(document: FrontDocument, name: str) -> str:
+    """What an axis says of an objective; the divergence of several architectures has their offsets in it."""
+    if name == "kl" and document.architectures:
+        return "KL + offset: loss above the best FP32 (nats)"
+    return measure(name).title
+
+
 def set_axis(axes: Axes, which: str, title: str, values: Sequence[float]) -> None:
     """Name an axis, choose its scale and leave a margin around the values."""
     (axes.set_xlabel if which == "x" else axes.set_ylabel)(title)
@@ -133,7 +153,7 @@ def add_legend(figure: Figure, document: FrontDocument, *, candidates: bool) -> 
         )
 
     entries = [dot("evaluated", "o", FAINT, 4)] if candidates and document.evaluated else []
-    entries.append(dot("front", "o", BLUE, 6))
+    entries += [dot(name or "front", marker, colour, 6) for name, (colour, marker) in marks(document).items()]
     if document.knee is not None:
         entries.append(dot("knee", "*", ORANGE, 12, INK))
     if document.baselines:

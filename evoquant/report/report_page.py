@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from string import Template
+from typing import TypeAlias
 
 from evoquant.errors import RunError
 from evoquant.report.bits_by_layer import plot_bits_by_layer, plot_front_bits
 from evoquant.report.hypervolume import plot_hypervolume
 from evoquant.report.objective_pairs import plot_accuracy, plot_objective_pairs
 from evoquant.report.style import measure, save
-from evoquant.report.tables import embedded_figure, key_table, number, point_table, tile
+from evoquant.report.tables import architecture_table, embedded_figure, key_table, number, point_table, tile
 from evoquant.run import TARGETS
 from evoquant.types.front import FrontDocument, ParetoPoint
 from evoquant.types.graph import ModelGraph
@@ -23,6 +25,11 @@ REPORT = "report.html"
 COMPARED_WITH = "w8a8"
 
 _TEMPLATE = Path(__file__).with_name("report.html")
+_OFFSET = (
+    "Offset: cross-entropy of the floating-point model above that of the best one. KL of a point is its divergence "
+    "from its own floating-point model plus that offset, which on the same images is the expected loss above the best "
+    "floating-point model if the models are calibrated; drops of top-1 are from the best one, too."
+)
 _CAPTIONS = {
     "objective_pairs": "Each pair of objectives. Grey: evaluated candidates; blue: the front, the line joins members "
     "that are best in the two objectives shown; baselines far outside are written above a panel as (x, y).",
@@ -33,6 +40,9 @@ _CAPTIONS = {
     "front_bits": "Weight and activation bits of every point of the front, layers in order of computation.",
     "hypervolume": "Hypervolume of the front after each generation, on a scale that is fixed early in the run.",
 }
+Graphs: TypeAlias = Mapping[str | None, ModelGraph]
+NO_GRAPHS: Graphs = {}
+
 _STATUS = {
     "done": "finished",
     "interrupted": "interrupted: this is the front found until then",
@@ -40,16 +50,17 @@ _STATUS = {
 }
 
 
-def write_plots(folder: Path, document: FrontDocument, graph: ModelGraph | None = None) -> dict[str, Path]:
+def write_plots(folder: Path, document: FrontDocument, graphs: Graphs = NO_GRAPHS) -> dict[str, Path]:
     """Write the plots of a front into ``folder/plots``.
 
     Args:
         folder: The run folder.
         document: The front.
-        graph: Gives roles and blocks to the plots of bits; None: layers in the order of the plan, in one colour.
+        graphs: By architecture (None where there is only one model), give roles and blocks to the plots of bits;
+            without one: layers in the order of the plan, in one colour.
 
     Returns:
-        The PNG files by name; without a front only the hypervolume.
+        The PNG files by name, with bits of the front for each architecture; without a front only the hypervolume.
 
     Raises:
         RunError: If a file cannot be written.
@@ -61,8 +72,11 @@ def write_plots(folder: Path, document: FrontDocument, graph: ModelGraph | None 
         figures = {
             "objective_pairs": plot_objective_pairs(document),
             "accuracy": plot_accuracy(document),
-            "bits_by_layer": plot_bits_by_layer(knee, graph, title=title),
-            "front_bits": plot_front_bits(document, graph),
+            "bits_by_layer": plot_bits_by_layer(knee, graphs.get(knee.architecture), title=title),
+            **{
+                "front_bits" if name is None else f"front_bits_{name}": plot_front_bits(part, graphs.get(name))
+                for name, part in _parts(document)
+            },
         }
     figures["hypervolume"] = plot_hypervolume(document)
     try:
@@ -71,15 +85,25 @@ def write_plots(folder: Path, document: FrontDocument, graph: ModelGraph | None 
         raise RunError(f"Cannot write plots to {folder / PLOTS}: {error}.") from error
 
 
+def _parts(document: FrontDocument) -> Iterator[tuple[str | None, FrontDocument]]:
+    """The front of each architecture that is on it, by its name; the whole, by None, where there is only one."""
+    if not document.architectures:
+        yield None, document
+    for each in document.architectures:
+        points = tuple(point for point in document.front if point.architecture == each.name)
+        if points:
+            yield each.name, replace(document, model=each.name, front=points)
+
+
 def write_report(
-    folder: Path, document: FrontDocument, graph: ModelGraph | None = None, *, latency_kind: str | None = None
+    folder: Path, document: FrontDocument, graphs: Graphs = NO_GRAPHS, *, latency_kind: str | None = None
 ) -> Path:
     """Write the plots of a front and ``report.html``, which holds them.
 
     Args:
         folder: The run folder.
         document: The front; of the fronts of other devices in it the page has links to their reports.
-        graph: See ``write_plots``.
+        graphs: See ``write_plots``.
         latency_kind: ``measured`` or ``predicted``; None: what the provenance says under ``latency_kind``.
 
     Returns:
@@ -88,7 +112,7 @@ def write_report(
     Raises:
         RunError: If a file cannot be written.
     """
-    plots = write_plots(folder, document, graph)
+    plots = write_plots(folder, document, graphs)
     try:
         page = _page(document, plots, latency_kind or str(document.provenance.get("latency_kind", "")))
         target = folder / REPORT
@@ -115,11 +139,24 @@ def _page(document: FrontDocument, plots: dict[str, Path], latency_kind: str) ->
         comparison=point_table(document, [*document.baselines, *([knee] if knee else [])]),
         comparison_note=escape(note if images else "No point was judged on test images."),
         front=point_table(document, document.front),
+        architectures=_architectures(document),
         devices=_devices(document),
-        figures="\n".join(embedded_figure(path, _CAPTIONS[name]) for name, path in plots.items()),
+        figures="\n".join(embedded_figure(path, _caption(name)) for name, path in plots.items()),
         caveats="".join(f"<li>{escape(text)}</li>" for text in _caveats(document, latency_kind)),
         provenance=key_table(document.provenance),
     )
+
+
+def _caption(plot: str) -> str:
+    kind = "front_bits" if plot.startswith("front_bits_") else plot
+    return _CAPTIONS[kind]
+
+
+def _architectures(document: FrontDocument) -> str:
+    """The architectures that share the front, and where their floating-point models stand."""
+    if not document.architectures:
+        return ""
+    return f"<h2>Architectures</h2>\n{architecture_table(document)}\n<p>{escape(_OFFSET)}</p>\n\n"
 
 
 def _devices(document: FrontDocument) -> str:

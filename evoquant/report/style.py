@@ -31,6 +31,8 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
     "#D55E00",
     "#CC79A7",
 )
+ARCHITECTURES = ((BLUE, "o"), (GREEN, "D"), (PURPLE, "s"), (SKY, "^"), (BLACK, "v"), (YELLOW, "P"))
+"""Colour and marker of each architecture of a front; a single one has the first."""
 INK, MUTED, FAINT = "#222222", "#767676", "#C9C9C9"
 DPI = 150
 _DECADES_FOR_LOG = 0.8

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from evoquant.report.style import measure
-from evoquant.types.front import FrontDocument, ParetoPoint
+from evoquant.types.front import FloatAccuracy, FrontDocument, ParetoPoint
 
 _DIGITS = {"average_bits": ".2f", "model_size_bytes": ".3f", "memory_mb": ".3f"}
 _BESIDE = ("model_size_bytes", "average_bits")
@@ -57,6 +57,35 @@ def point_table(document: FrontDocument, points: Sequence[ParetoPoint]) -> str:
         for point in points
     ]
     return _table(head, rows)
+
+
+def architecture_table(document: FrontDocument) -> str:
+    """One row for each architecture of the front."""
+    head = ["Architecture", "Model", "Pixels", "Float top-1 (%), selection", "Float top-1 (%), test"]
+    head += ["Cross-entropy (nats)", "Offset (nats)", "Offset on test", "Evaluations", "Points"]
+    rows = [
+        (
+            "",
+            [
+                each.name,
+                each.model,
+                str(each.image_size),
+                f"{each.selection.top1:.2f}",
+                NOTHING if each.test is None else f"{each.test.top1:.2f}",
+                f"{each.selection.cross_entropy:.4f}",
+                _offset(each.selection),
+                NOTHING if each.test is None else _offset(each.test),
+                str(each.evaluations),
+                str(sum(point.architecture == each.name for point in document.front)),
+            ],
+        )
+        for each in document.architectures
+    ]
+    return _table(head, rows)
+
+
+def _offset(own: FloatAccuracy) -> str:
+    return f"{own.offset:.4f} ± {own.offset_stderr:.4f}"
 
 
 def _table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:

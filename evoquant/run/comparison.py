@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from evoquant.config import Experiment
 from evoquant.run.evaluations import Evaluations
@@ -17,7 +17,7 @@ def known_comparison(
     name: str,
     phenotypes: Iterable[str],
     *,
-    judged: Judged,
+    values: Mapping[str, Mapping[str, float]],
     experiment: Experiment,
     reference: ReferencePoint,
     images: int,
@@ -28,21 +28,21 @@ def known_comparison(
     Args:
         name: Its name.
         phenotypes: The plans; those that were not evaluated, or failed, are left out.
-        judged: Figures of all plans.
+        values: Figures of all plans.
         experiment: Objectives and limits.
         reference: Scale of the hypervolume.
         images: Images of one evaluation.
         other_images: Forward passes that it took to find the plans.
     """
     limits = experiment.constraints.limits
-    values = [judged.values[key] for key in dict.fromkeys(phenotypes) if key in judged.values]
+    found = [values[key] for key in dict.fromkeys(phenotypes) if key in values]
     feasible: Sequence[tuple[float, ...]] = [
         vector(entry, experiment.objectives)
-        for entry in values
+        for entry in found
         if all(excess <= 0.0 for excess in violations(entry, limits))
     ]
     hypervolume = reference.hypervolume(feasible) if feasible else 0.0
-    return Comparison(name, hypervolume, len(values), len(values) * images + other_images)
+    return Comparison(name, hypervolume, len(found), len(found) * images + other_images)
 
 
 async def run_comparison(

@@ -30,11 +30,22 @@ class Evaluations:
     In a race a plan stops at the first look at which it is beaten. That is decided from its scores and the front at
     the start of the batch alone, so the answer is the same in whatever order plans are evaluated, and if the journal
     has more of its scores than the race wants, or fewer.
+
+    Args:
+        executor: Where they run.
+        journal: The journal of the run.
+        architecture: The one that the plans are for, where the run has several: part of the keys of their records, for
+            models that differ in resolution or weights alone have equal plans.
     """
 
-    def __init__(self, executor: Executor, journal: Journal) -> None:
+    def __init__(self, executor: Executor, journal: Journal, architecture: str | None = None) -> None:
         self._executor = executor
         self._journal = journal
+        self._architecture = architecture
+
+    def key(self, plan: Plan) -> str:
+        """The ``phenotype`` of the record of a plan."""
+        return plan_hash(plan) if self._architecture is None else f"{self._architecture}:{plan_hash(plan)}"
 
     async def of(
         self, plans: Sequence[Plan], *, split: str, on_record: OnRecord | None = None, race: Race | None = None
@@ -50,7 +61,7 @@ class Evaluations:
         Raises:
             RunError: If the journal cannot be written.
         """
-        keys = [plan_hash(plan) for plan in plans]
+        keys = [self.key(plan) for plan in plans]
         distinct = dict(zip(keys, plans, strict=True))
         async with AioPool(size=self._executor.size) as pool:
             try:

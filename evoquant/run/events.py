@@ -106,6 +106,7 @@ class GenerationFinished:
         front: The members of the front.
         rank_correlation: Of predicted and evaluated error over the last candidates; None where nothing is predicted.
         device: Whose front it is, where the run has several; else empty.
+        architecture: Whose candidates they were, where several share the front; else empty.
     """
 
     generation: int
@@ -116,6 +117,7 @@ class GenerationFinished:
     front: tuple[ParetoPoint, ...]
     rank_correlation: float | None = None
     device: str = ""
+    architecture: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from evoquant.config import Experiment
 from evoquant.errors import PrecisionError
-from evoquant.evaluate import IMAGE_SCORE, Accuracy, Plan, Scores
-from evoquant.hardware import CostModel
+from evoquant.evaluate import IMAGE_SCORE, Accuracy, Plan, Scores, Standing
+from evoquant.hardware import CostModel, Costs
 from evoquant.run.evaluations import Evaluations, OnRecord
 from evoquant.run.journal import Record
-from evoquant.run.objectives import figures, reference_limits, vector, violations
+from evoquant.run.objectives import figures, reference_limits, shift, vector, violations
 from evoquant.run.race import Race
-from evoquant.search import Evaluated, Learner, ParetoArchive, ReferencePoint, Searcher
+from evoquant.search import Candidate, Evaluated, Learner, ParetoArchive, ReferencePoint, Searcher
 from evoquant.space import SearchSpace
 
 Genes = NDArray[np.int64]
@@ -30,9 +30,17 @@ Judgement = tuple[Genes, Plan, Record]
 
 @dataclass
 class Judged:
-    """The figures of every plan of a run that was evaluated on the selection images, by phenotype."""
+    """The figures of every plan of a run that was evaluated on the selection images, by phenotype.
+
+    Attributes:
+        costs: Costs of plans.
+        standing: Where the architecture stands, where several share a front; None: there is only one.
+        values: The figures.
+        plans: The plans.
+    """
 
     costs: CostModel
+    standing: Standing | None = None
     values: dict[str, dict[str, float]] = field(default_factory=dict)
     plans: dict[str, Plan] = field(default_factory=dict)
 
@@ -41,9 +49,16 @@ class Judged:
         if record.result is None or record.status != "done":
             return None
         if record.phenotype not in self.values:
-            self.values[record.phenotype] = figures(Accuracy.from_dict(record.result), self.costs.costs(plan))
+            self.values[record.phenotype] = self._figures(record, self.costs.costs(plan))
             self.plans[record.phenotype] = plan
         return self.values[record.phenotype]
+
+    def _figures(self, record: Record, costs: Costs) -> dict[str, float]:
+        accuracy = Accuracy.from_dict(record.result or {})
+        if self.standing is None:
+            return figures(accuracy, costs)
+        beside = self.standing.judged(np.frombuffer(record.scores, dtype=IMAGE_SCORE))
+        return figures(beside, costs) | {"quantization_kl": accuracy.kl}
 
 
 class Exploration:
@@ -54,7 +69,8 @@ class Exploration:
         space: What is searched.
         evaluations: Evaluates plans.
         judged: Figures of all plans of the run.
-        reference: Scale of the hypervolume; None takes that of the first batch.
+        archive: Shared with the searches for other architectures of the front; None: one of its own.
+        reference: Scale of the hypervolume of its own archive; None takes that of the first batch.
         looks: After how many images a candidate may be stopped; none: it never is. The first batch is evaluated on all
             images in any case.
     """
@@ -66,12 +82,14 @@ class Exploration:
         evaluations: Evaluations,
         judged: Judged,
         *,
+        archive: ParetoArchive | None = None,
         reference: ReferencePoint | None = None,
         looks: Sequence[int] = (),
     ) -> None:
         self._experiment, self._space = experiment, space
         self._evaluations, self._judged = evaluations, judged
-        self.archive = ParetoArchive(reference)
+        self.archive = ParetoArchive(reference) if archive is None else archive
+        self.shift = shift(judged.standing, experiment.objectives)
         self.evaluated: list[dict[str, float]] = []
         self.seen: set[str] = set()
         self.images_of: Counter[str] = Counter()
@@ -105,16 +123,28 @@ class Exploration:
             if on_batch is not None and not on_batch(self._batches):
                 return
 
-    async def step(self, searcher: Searcher, *, on_record: OnRecord | None = None) -> list[Answered]:
+    async def step(
+        self,
+        searcher: Searcher,
+        *,
+        proposed: Sequence[Candidate] | None = None,
+        on_record: OnRecord | None = None,
+    ) -> list[Answered]:
         """Evaluate the next batch and tell the searcher; what was evaluated, empty at the end of the search.
 
-        A searcher that can learn is first told what was offered since its last batch.
+        A searcher that can learn is first told what was offered since its last batch. What a searcher is told is of
+        its own architecture alone: objectives without the offset.
+
+        Args:
+            searcher: What proposes candidates.
+            proposed: The batch that it has proposed already; None: it is asked for one.
+            on_record: Told of each evaluation.
         """
         if self._batches and self._offers and isinstance(searcher, Learner):
             genomes, objectives, excess = (np.array(column) for column in zip(*self._offers, strict=True))
             searcher.learn(genomes, objectives, excess if excess.size else None)
             self._offers.clear()
-        candidates = searcher.ask()
+        candidates = searcher.ask() if proposed is None else proposed
         if not candidates:
             return []
         plans = [self._space.decode(candidate.genes) for candidate in candidates]
@@ -122,7 +152,7 @@ class Exploration:
         records = await self._evaluations.of(plans, split="selection", on_record=on_record, race=race)
         genes = [candidate.genes for candidate in candidates]
         objectives, excess = self._take(list(zip(genes, plans, records, strict=True)), race)
-        searcher.tell(objectives, excess if excess.size else None)
+        searcher.tell(objectives - self.shift, excess if excess.size else None)
         self._batches += 1
         return list(zip(plans, records, strict=True))
 

@@ -100,14 +100,30 @@ def read_fronts(run_folder: Path) -> dict[Path, FrontDocument]:
 
 def _table(document: FrontDocument) -> str:
     names = list(dict.fromkeys(name for point in (*document.front, *document.baselines) for name in point.objectives))
+    is_shared = bool(document.architectures)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "name", "kind", *names, "test_top1", "test_ci95_low", "test_ci95_high", "test_images"])
+    writer.writerow(
+        [
+            "id",
+            "name",
+            *(["architecture"] if is_shared else []),
+            "kind",
+            *names,
+            "test_top1",
+            "test_ci95_low",
+            "test_ci95_high",
+            "test_images",
+        ]
+    )
     for kind, points in (("front", document.front), ("baseline", document.baselines)):
         for point in points:
             test = point.test
             tested = ("", "", "", "") if test is None else (test.top1, *test.ci95, test.images)
-            writer.writerow([point.id, point.name, kind, *(point.objectives.get(name, "") for name in names), *tested])
+            whose = [point.architecture] if is_shared else []
+            writer.writerow(
+                [point.id, point.name, *whose, kind, *(point.objectives.get(name, "") for name in names), *tested]
+            )
     return text.getvalue()
 
 

@@ -38,7 +38,7 @@ class Record:
     """One finished evaluation.
 
     Attributes:
-        phenotype: Hash of the evaluated plan.
+        phenotype: Hash of the evaluated plan; of several architectures with the name of its own in front of it.
         split: The image set, ``selection`` or ``test``.
         status: ``done``, ``stopped`` after some of the images, or ``failed`` with a reason.
         plan: Precision of every operation, as plain values.

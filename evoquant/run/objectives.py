@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from evoquant.evaluate import Accuracy, Plan
+import numpy as np
+from numpy.typing import NDArray
+
+from evoquant.evaluate import Accuracy, Plan, Standing
 from evoquant.hardware import Costs
 from evoquant.types import ModelGraph
 
@@ -20,6 +23,12 @@ KL_LIMIT = 0.25
 def reference_limits(objectives: Sequence[str]) -> list[float | None]:
     """Largest useful coordinate of the reference point for each objective."""
     return [KL_LIMIT if name == "kl" else None for name in objectives]
+
+
+def shift(standing: Standing | None, objectives: Sequence[str]) -> NDArray[np.float64]:
+    """What the place of an architecture among others adds to each objective of all of its plans; 0 without others."""
+    added = {} if standing is None else {"kl": standing.own.offset, "accuracy_drop_pp": standing.top1_behind_pp}
+    return np.array([added.get(name, 0.0) for name in objectives], dtype=np.float64)
 
 
 def figures(accuracy: Accuracy, costs: Costs) -> dict[str, float]:

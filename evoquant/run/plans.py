@@ -14,6 +14,24 @@ from evoquant.space import PRESET_NAMES, canonical, preset_plan
 from evoquant.types import LayerQuantConfig, ModelGraph
 
 
+def architecture_of(source: str) -> str | None:
+    """The architecture that a plan is for: that of a point of a run, or what a plan file says; None: they say none.
+
+    Raises:
+        ConfigurationError: If there is no such point.
+    """
+    folder, mark, point = source.partition("#")
+    if mark:
+        return read_front(Path(folder)).point(point).architecture
+    path = Path(source)
+    data = _read(path) if path.suffix in (".json", ".yaml", ".yml") and path.is_file() else None
+    return data.get("architecture") if isinstance(data, Mapping) else None
+
+
+def _read(path: Path) -> object:
+    return json.loads(path.read_text()) if path.suffix == ".json" else load_yaml(path).data
+
+
 def read_plan(source: str, graph: ModelGraph, classes: Mapping[str, str]) -> dict[str, LayerQuantConfig]:
     """The precision of every operation.
 
@@ -37,7 +55,7 @@ def read_plan(source: str, graph: ModelGraph, classes: Mapping[str, str]) -> dic
         raise ConfigurationError(
             f"'{source}' is no plan: expected one of {', '.join(PRESET_NAMES)}, a plan file, or RUN_DIR#POINT."
         )
-    data = json.loads(path.read_text()) if path.suffix == ".json" else load_yaml(path).data
+    data = _read(path)
     found: Any = data
     for key in ("plan", "layer_configs"):
         if isinstance(data, Mapping) and isinstance(data.get(key), Mapping):

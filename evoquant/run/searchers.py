@@ -13,7 +13,16 @@ from evoquant.config import Experiment
 from evoquant.evaluate import ProbeTable
 from evoquant.hardware import CostModel
 from evoquant.run.objectives import EVALUATED, cost_figures, reference_limits
-from evoquant.search import SEARCHERS, AdditiveModel, GenomeDomain, Searcher, VariationRates, milp_seeds
+from evoquant.search import (
+    SEARCHERS,
+    AdditiveModel,
+    GenomeDomain,
+    ReferencePoint,
+    Searcher,
+    SurrogateSearch,
+    VariationRates,
+    milp_seeds,
+)
 from evoquant.space import SearchSpace, structured_seeds, uniform_plan
 
 Genes = NDArray[np.int64]
@@ -134,11 +143,32 @@ class SearcherFactory:
         seeds = [genes for _, genes in structured_seeds(self.space, classes=self.classes)] if name == "nsga2" else []
         return self._made(name, seeds, evaluations)
 
+    def contender(self, *, first: int, reference: ReferencePoint) -> SurrogateSearch:
+        """The search for one of several architectures, which is told by ``propose`` how much it may evaluate.
+
+        Its first batch are seeds of the structure alone; all other seeds are candidates that the surrogate judges.
+
+        Args:
+            first: The most evaluations of the first batch.
+            reference: Scale of the hypervolume for objectives without the offset of the architecture.
+        """
+        structured, programmed = self.seeds()
+        searcher = self._made(
+            "surrogate",
+            structured[:first],
+            self.experiment.search.evaluations,
+            population_size=1,
+            reference=reference,
+            suggestions=[*structured[first:], *programmed],
+        )
+        assert isinstance(searcher, SurrogateSearch)
+        return searcher
+
     def searcher(self, name: str, seeds: Sequence[Genes]) -> Searcher:
         """The search of this name with the budget of the experiment."""
         return self._made(name, seeds, self.experiment.search.evaluations)
 
-    def _made(self, name: str, seeds: Sequence[Genes], evaluations: int) -> Searcher:
+    def _made(self, name: str, seeds: Sequence[Genes], evaluations: int, **changes: object) -> Searcher:
         search, objectives = self.experiment.search, self.experiment.objectives
         rates = VariationRates(crossover=search.crossover_rate, mutation=search.mutation_rate)
         options: dict[str, object] = {}
@@ -160,5 +190,5 @@ class SearcherFactory:
             seed=search.seed,
             evaluations=evaluations,
             seeds=seeds,
-            **options,
+            **{**options, **changes},
         )

@@ -8,77 +8,94 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from evoquant.config import Experiment
 from evoquant.errors import ConfigurationError
-from evoquant.evaluate import SENSITIVITY_TABLES, Accuracy, ProbeTable, Workbench
+from evoquant.evaluate import (
+    IMAGE_SCORE,
+    SENSITIVITY_TABLES,
+    Accuracy,
+    Plan,
+    ProbeTable,
+    Standing,
+    Workbench,
+    standings,
+)
 from evoquant.run import events
+from evoquant.run.contest import Contender
 from evoquant.run.evaluations import Evaluations
-from evoquant.run.executors import Executor
 from evoquant.run.front_file import read_front, write_front
+from evoquant.run.front_search import FrontSearch
 from evoquant.run.journal import Journal, Record
 from evoquant.run.points import spread, tested
 from evoquant.run.probing import probe_space, translated
 from evoquant.run.promise import promise
 from evoquant.run.target_search import Spent, TargetSearch
-from evoquant.run.targets import Target
-from evoquant.space import Plan, plan_hash
-from evoquant.types.front import FrontDocument
+from evoquant.space import plan_hash
+from evoquant.types.front import FrontDocument, ParetoPoint
 
 PROBES = "sensitivities"
-"""Name of the table of sensitivities in the journal."""
+"""Name of the table of sensitivities in the journal; of several architectures with the name of its own behind it."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One architecture of a run; of most runs the only one.
+
+    Attributes:
+        name: What the experiment calls it; None: it is the only one.
+        bench: Model and images.
+        evaluations: Evaluates its plans.
+        searches: One for each device.
+    """
+
+    name: str | None
+    bench: Workbench
+    evaluations: Evaluations
+    searches: Sequence[TargetSearch]
+
+    @property
+    def images(self) -> int:
+        """Images of one evaluation."""
+        return len(self.bench.evaluator.images("selection").labels)
 
 
 class Session:
     """One session of a run in its folder; the same run may have had sessions before.
 
     Several devices share the evaluations: their searches take turns, each with its share of the budget, and whatever
-    one has evaluated is offered to the others.
+    one has evaluated is offered to the others. Several architectures share one front and its budget.
 
     Args:
-        bench: Model and images.
-        targets: The devices, at least one.
-        folders: Where the front of each device is written.
-        executor: Where evaluations run.
+        experiment: The run.
+        subjects: Its architectures, at least one.
+        fronts: One for each device, at least one.
+        folders: Where each front is written.
         journal: The run's journal, claimed for this run.
         listener: Told what happens.
-        provenances: Goes into the result of each device as it is.
+        spent: That of the fronts.
     """
 
     def __init__(
         self,
-        bench: Workbench,
-        targets: Sequence[Target],
+        experiment: Experiment,
+        subjects: Sequence[Subject],
+        fronts: Sequence[FrontSearch],
         *,
         folders: Sequence[Sequence[Path]],
-        executor: Executor,
         journal: Journal,
         listener: events.Listener,
-        provenances: Sequence[Mapping[str, Any]],
+        spent: Spent,
     ) -> None:
-        self._bench, self._experiment = bench, bench.experiment
-        self._evaluations = Evaluations(executor, journal)
+        self._experiment = experiment
+        self._subjects, self._fronts, self._folders = subjects, fronts, folders
         self._journal = journal
         self._listener = listener
-        self._spent = Spent()
-        self._folders = folders
-        self._searches = [
-            TargetSearch(
-                experiment,
-                target,
-                self._evaluations,
-                batches=[len(batch) for batch in bench.evaluator.images("selection").batches],
-                classes=bench.classes,
-                spent=self._spent,
-                provenance=provenance,
-            )
-            for experiment, target, provenance in zip(
-                shares(self._experiment, len(targets)), targets, provenances, strict=True
-            )
-        ]
+        self._spent = spent
         self._started = time.perf_counter()
         self._seconds_before = _seconds_before(folders[0][-1])
         self._resumed = sum(1 for record in journal if record.split == "selection")
@@ -96,67 +113,87 @@ class Session:
         """
         status = "interrupted"
         try:
-            self._listener(events.StageStarted("baselines"))
             await self._evaluate_baselines()
-            await self._probe()
+            for subject in self._subjects:
+                await self._probe(subject)
             self._listener(events.StageStarted("search", self._experiment.search.algorithm))
             await self._search()
             for name in self._experiment.search.baselines:
                 self._listener(events.StageStarted("comparison", name))
-                for search in self._searches:
-                    await search.compare(name, self._selection_images)
+                for front in self._fronts:
+                    await front.compare(name, self._selection_images)
             self._listener(events.StageStarted("test"))
             await self._test()
             status = "done"
         finally:
-            documents = [self._write(search, status) for search in self._searches]
+            documents = [self._write(front, status) for front in self._fronts]
             statuses = {document.status for document in documents}
             self._listener(
                 events.RunFinished("infeasible" if "infeasible" in statuses else status, self._session_seconds)
             )
         return replace(documents[0], other_targets=tuple(documents[1:]))
 
+    @property
+    def _searches(self) -> list[TargetSearch]:
+        return [search for front in self._fronts for search in front.searches]
+
+    @property
+    def _selection_images(self) -> int:
+        return self._subjects[0].images
+
     async def _evaluate_baselines(self) -> None:
-        """The presets in the form that each device executes; equal ones are evaluated once."""
+        """The presets of every architecture; they fix the scale of a front that several share."""
+        seconds: list[float] = []
+        for subject in self._subjects:
+            self._listener(events.StageStarted("baselines", subject.name or ""))
+            seconds += await self._evaluate_presets(subject)
+        for front in self._fronts:
+            front.freeze_scale()
+        self._listener(
+            promise(
+                self._experiment,
+                seconds,
+                operations=max(len(subject.bench.captured.graph.ops) for subject in self._subjects),
+                images=self._selection_images,
+                targets=len(self._fronts),
+            )
+        )
+
+    async def _evaluate_presets(self, subject: Subject) -> list[float]:
+        """The presets in the form that each device executes; equal ones are evaluated once, in so many seconds each."""
         plans: dict[str, Plan] = {}
-        for search in self._searches:
+        for search in subject.searches:
             plans |= {plan_hash(plan): plan for plan in search.target.presets.values()}
             for name, reason in search.target.refused.items():
                 self._listener(events.Noticed(f"No baseline {name}: {reason}"))
-        records = dict(zip(plans, await self._evaluations.of(list(plans.values()), split="selection"), strict=True))
-        for search in self._searches:
+        answers = await subject.evaluations.of(list(plans.values()), split="selection")
+        records = dict(zip(plans, answers, strict=True))
+        for search in subject.searches:
             for name, plan in search.target.presets.items():
                 record = records[plan_hash(plan)]
                 if search.judged.take(plan, record) is None:
                     self._listener(events.Noticed(f"The baseline {name} could not be evaluated: {record.reason}"))
                 else:
                     search.baselines[name] = record.phenotype
-        done = [record for record in records.values() if record.result is not None]
-        self._spent.images += sum(int(record.result["images"]) for record in done if record.result is not None)
-        self._listener(
-            promise(
-                self._experiment,
-                [record.seconds for record in records.values()],
-                operations=len(self._bench.captured.graph.ops),
-                images=self._selection_images,
-                targets=len(self._searches),
-            )
-        )
+        self._spent.images += sum(int(record.result["images"]) for record in answers if record.result is not None)
+        return [record.seconds for record in answers]
 
-    async def _probe(self) -> None:
+    async def _probe(self, subject: Subject) -> None:
         """What each choice adds to the divergence, from the journal if an earlier session has measured it."""
         search = self._experiment.search
         if not search.sensitivity:
             return
-        space = probe_space(self._experiment, [entry.target for entry in self._searches])
-        self._listener(events.StageStarted("sensitivity", f"{len(space.groups)} groups"))
-        known = self._journal.kept(PROBES)
+        space = probe_space(subject.bench.experiment, [entry.target for entry in subject.searches])
+        named = "" if subject.name is None else f"{subject.name}, "
+        self._listener(events.StageStarted("sensitivity", f"{named}{len(space.groups)} groups"))
+        note = PROBES if subject.name is None else f"{PROBES} {subject.name}"
+        known = self._journal.kept(note)
         if known is None:
             stop = threading.Event()
             try:
                 table = await asyncio.to_thread(
                     SENSITIVITY_TABLES[search.sensitivity_metric],
-                    self._bench.evaluator,
+                    subject.bench.evaluator,
                     space,
                     images=search.sensitivity_images,
                     workers=self._experiment.evaluation.parallel_evaluations,
@@ -165,20 +202,24 @@ class Session:
             except asyncio.CancelledError:
                 stop.set()
                 raise
-            self._journal.keep(PROBES, table.to_dict())
+            self._journal.keep(note, table.to_dict())
         else:
             table = ProbeTable.from_dict(known)
         ratio = table.passes / max(table.full_passes, 1)
         self._listener(events.SensitivityProbed(table.probes, table.images, ratio, known is not None))
         self._spent.images += round(table.passes)
-        for entry in self._searches:
+        for entry in subject.searches:
             entry.probes = translated(table, space, entry.target.space)
 
     async def _search(self) -> None:
-        first = self._searches[0].target.space
+        spaces = [search.target.space for search in self._fronts[0].searches]
+        size_log10 = float(np.logaddexp.reduce([space.size_log10 * np.log(10) for space in spaces]) / np.log(10))
         self._listener(
             events.SearchStarted(
-                len(first.groups), first.size_log10, self._experiment.search.evaluations, self._resumed
+                sum(len(space.groups) for space in spaces),
+                size_log10,
+                self._experiment.search.evaluations,
+                self._resumed,
             )
         )
         counter = itertools.count(1)
@@ -186,23 +227,19 @@ class Session:
         def on_record(record: Record, is_known: bool) -> None:
             self._announce(record, next(counter), from_journal=is_known)
 
-        active = list(self._searches)
+        active = list(self._fronts)
         while active:
-            for search in list(active):
-                answered = await search.step(on_record)
+            for front in list(active):
+                search, answered = await front.step(on_record)
                 for other in self._searches:
-                    if answered and other is not search:
+                    if answered and other is not search and other.evaluations is search.evaluations:
                         other.exploration.offer(answered)
                 if answered:
-                    self._close_generation(search)
-                if not answered or search.limit_reached():
-                    active.remove(search)
-        for search in self._searches:
-            search.compare_what_is_known(self._selection_images)
-
-    @property
-    def _selection_images(self) -> int:
-        return len(self._bench.evaluator.images("selection").labels)
+                    self._close_generation(front, search)
+                if not answered or front.limit_reached():
+                    active.remove(front)
+        for front in self._fronts:
+            front.compare_what_is_known(self._selection_images)
 
     def _announce(self, record: Record, number: int, *, from_journal: bool) -> None:
         shown: dict[str, float] = {}
@@ -212,21 +249,21 @@ class Session:
             events.CandidateEvaluated(number, record.phenotype, shown, record.reason, record.seconds, from_journal)
         )
 
-    def _close_generation(self, search: TargetSearch) -> None:
-        archive = search.exploration.archive
-        hypervolume = archive.record()
-        document = self._write(search, "interrupted", is_draft=True)
+    def _close_generation(self, front: FrontSearch, search: TargetSearch) -> None:
+        hypervolume = front.archive.record()
+        document = self._write(front, "interrupted", is_draft=True)
         done = len(set().union(*(entry.exploration.seen for entry in self._searches)))
         self._listener(
             events.GenerationFinished(
-                search.generation,
-                archive.evaluations,
-                len(archive.front),
+                front.generation,
+                front.archive.evaluations,
+                len(front.archive.front),
                 hypervolume,
                 self._eta_seconds(done),
                 document.front,
                 search.rank_correlation,
-                document.device if len(self._searches) > 1 else "",
+                document.device if len(self._fronts) > 1 else "",
+                search.name if isinstance(search, Contender) else "",
             )
         )
 
@@ -238,39 +275,58 @@ class Session:
         return self._session_seconds / new * remaining if new > 0 else None
 
     async def _test(self) -> None:
-        """Judge members of every front and the baselines; each device has its share of the points to test."""
+        """Judge members of every front and the baselines; each front has its share of the points to test."""
         wanted = self._experiment.evaluation.test_points
-        share = None if wanted is None else -(-wanted // len(self._searches))
-        named: dict[str, tuple[str, Plan]] = {}
-        for search in self._searches:
-            document = self._document(search, "interrupted")
-            for point in (*spread(document, share), *document.baselines):
-                named.setdefault(plan_hash(point.plan), (point.id, point.plan))
+        share = None if wanted is None else -(-wanted // len(self._fronts))
+        chosen: list[ParetoPoint] = []
+        for front in self._fronts:
+            document = self._document(front, "interrupted")
+            chosen += [*spread(document, share), *document.baselines]
+        standing = self._standing_on_test() if self._subjects[0].name is not None else {}
+        for subject in self._subjects:
+            points = [point for point in chosen if point.architecture == subject.name]
+            await self._test_points(subject, points, standing.get(subject.name or ""))
+
+    def _standing_on_test(self) -> Mapping[str, Standing]:
+        """Where the architectures stand on the test images, beside the reference of the selection images."""
+        (front,) = self._fronts
+        reference = next(contender.name for contender in front.contenders if contender.standing.is_reference)
+        images = {str(subject.name): subject.bench.evaluator.images("test") for subject in self._subjects}
+        found = standings(images, reference=reference)
+        front.float_on_test = {name: standing.own for name, standing in found.items()}
+        return found
+
+    async def _test_points(self, subject: Subject, points: Sequence[ParetoPoint], standing: Standing | None) -> None:
+        named: dict[str, ParetoPoint] = {}
+        for point in points:
+            named.setdefault(subject.evaluations.key(point.plan), point)
 
         def on_record(record: Record, _from_journal: bool) -> None:
             if record.result is not None:
                 accuracy = Accuracy.from_dict(record.result)
+                if standing is not None:
+                    accuracy = standing.judged(np.frombuffer(record.scores, dtype=IMAGE_SCORE))
                 self._spent.tested[record.phenotype] = tested(accuracy)
-                self._listener(events.Tested(named[record.phenotype][0], accuracy.top1, accuracy.images))
+                self._listener(events.Tested(named[record.phenotype].id, accuracy.top1, accuracy.images))
 
-        await self._evaluations.of([plan for _, plan in named.values()], split="test", on_record=on_record)
+        await subject.evaluations.of([point.plan for point in named.values()], split="test", on_record=on_record)
 
     @property
     def _session_seconds(self) -> float:
         return time.perf_counter() - self._started
 
-    def _write(self, search: TargetSearch, status: str, *, is_draft: bool = False) -> FrontDocument:
-        document = self._document(search, status)
-        for folder in self._folders[self._searches.index(search)]:
+    def _write(self, front: FrontSearch, status: str, *, is_draft: bool = False) -> FrontDocument:
+        document = self._document(front, status)
+        for folder in self._folders[self._fronts.index(front)]:
             write_front(folder, document, draft=is_draft)
         return document
 
-    def _document(self, search: TargetSearch, status: str) -> FrontDocument:
+    def _document(self, front: FrontSearch, status: str) -> FrontDocument:
         self._spent.seconds = self._seconds_before + self._session_seconds
         images_of: Counter[str] = Counter()
         for entry in self._searches:
             images_of |= entry.exploration.images_of
-        return search.document(status, images=self._spent.images + images_of.total())
+        return front.document(status, images=self._spent.images + images_of.total())
 
 
 def shares(experiment: Experiment, targets: int) -> list[Experiment]:

@@ -9,26 +9,31 @@ import os
 import platform
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from evoquant.config import Experiment, experiment_to_yaml
+from evoquant.config import Experiment, experiment_hash, experiment_to_yaml
 from evoquant.data import ImageBatchSource
 from evoquant.errors import ConfigurationError, RunError
-from evoquant.evaluate import Workbench, prepare
+from evoquant.evaluate import Workbench, prepare, standings
 from evoquant.hardware import Device
 from evoquant.run import events
+from evoquant.run.contest import Contender, first_evaluations
+from evoquant.run.evaluations import Evaluations
 from evoquant.run.executors import Executor, ThreadExecutor, WorkerExecutor
+from evoquant.run.front_search import FrontSearch
 from evoquant.run.journal import Journal
 from evoquant.run.ray_workers import RayWorker, import_ray, ray_cluster
-from evoquant.run.session import Session
+from evoquant.run.session import Session, Subject, shares
 from evoquant.run.space import build_space, read_space
-from evoquant.run.targets import LATENCY_TABLE, Target, load_devices, open_target, target_folders
+from evoquant.run.target_search import Spent, TargetSearch
+from evoquant.run.targets import Target, latency_table, load_devices, open_target, target_folders
 from evoquant.run.workers import ProcessWorker
+from evoquant.search import ParetoArchive
 from evoquant.space import SearchSpace
 from evoquant.types.front import FrontDocument
 
@@ -60,7 +65,13 @@ async def run_experiment(
         RunError: If the folder belongs to another run, or cannot be written.
         EvoQuantError: If model, images, space or device are not what the experiment needs.
     """
-    _check_executor(experiment.evaluation.executor, is_named=model is None and images is None)
+    is_named = model is None and images is None
+    _check_executor(experiment.evaluation.executor, is_named=is_named)
+    if experiment.architectures and not is_named:
+        raise ConfigurationError(
+            "Architectures are made by name, each with images of its own size, but a model or images were given as "
+            "objects. Name them in the experiment, or leave its architectures out."
+        )
     tell = listener or _ignore
     run_folder = experiment.output.dir / experiment.name if run_dir is None else run_dir
 
@@ -69,40 +80,111 @@ async def run_experiment(
 
     devices = load_devices(experiment)
     read_space(experiment.space)  # wrong devices and spaces are refused before minutes go into the model
-    bench = await asyncio.to_thread(prepare, experiment, model=model, images=images, notify=notify)
-    spaces = [build_space(experiment, bench.captured.graph, device) for device in devices.values()]
+    benches = {
+        name: await asyncio.to_thread(prepare, alone, model=model, images=images, notify=notify)
+        for name, alone in experiment.by_architecture().items()
+    }
+    spaces = {
+        name: [build_space(experiment, bench.captured.graph, device) for device in devices.values()]
+        for name, bench in benches.items()
+    }
     folders = target_folders(run_folder, devices)
-    with _journal(run_folder, _identity(bench, spaces, list(devices.values()))) as journal:
-        targets = [
-            await asyncio.to_thread(
-                open_target,
-                experiment,
-                name,
-                device,
-                space,
-                classes=bench.classes,
-                kept=own[0] / LATENCY_TABLE,
-                notify=lambda told: notify("latency", told),
-            )
-            for (name, device), space, own in zip(devices.items(), spaces, folders, strict=True)
+    with _journal(run_folder, _identity(experiment, benches, spaces, list(devices.values()))) as journal:
+        targets = {
+            name: [
+                await asyncio.to_thread(
+                    open_target,
+                    experiment,
+                    device_name,
+                    device,
+                    space,
+                    classes=bench.classes,
+                    kept=own[0] / latency_table(name),
+                    notify=lambda told: notify("latency", told),
+                )
+                for (device_name, device), space, own in zip(devices.items(), spaces[name], folders, strict=True)
+            ]
+            for name, bench in benches.items()
+        }
+        provenances = [
+            _provenance(experiment, benches, {name: targets[name][index] for name in benches})
+            for index in range(len(devices))
         ]
-        provenances = [_provenance(experiment, bench, target) for target in targets]
-        for target, own, provenance in zip(targets, folders, provenances, strict=True):
+        for index, (own, provenance) in enumerate(zip(folders, provenances, strict=True)):
             for place in own:
-                settings = experiment if place == run_folder else _alone(experiment, target)
+                settings = experiment if place == run_folder else _alone(experiment, targets[None][index])
                 _write_once(place / "config.yaml", experiment_to_yaml(settings))
                 _write_once(place / "manifest.json", json.dumps(provenance, indent=1) + "\n")
-        async with _executor(bench) as executor:
+        async with AsyncExitStack() as stack:
+            evaluations = {
+                name: Evaluations(await stack.enter_async_context(_executor(bench)), journal, name)
+                for name, bench in benches.items()
+            }
+            spent = Spent()
+            fronts = _fronts(experiment, benches, targets, evaluations, spent, provenances)
+            subjects = [
+                Subject(
+                    name,
+                    bench,
+                    evaluations[name],
+                    [
+                        search
+                        for front in fronts
+                        for search in front.searches
+                        if search.evaluations is evaluations[name]
+                    ],
+                )
+                for name, bench in benches.items()
+            ]
             session = Session(
-                bench,
-                targets,
-                folders=folders,
-                executor=executor,
-                journal=journal,
-                listener=tell,
-                provenances=provenances,
+                experiment, subjects, fronts, folders=folders, journal=journal, listener=tell, spent=spent
             )
             return await session.run()
+
+
+def _fronts(
+    experiment: Experiment,
+    benches: Mapping[str | None, Workbench],
+    targets: Mapping[str | None, Sequence[Target]],
+    evaluations: Mapping[str | None, Evaluations],
+    spent: Spent,
+    provenances: Sequence[Mapping[str, Any]],
+) -> list[FrontSearch]:
+    """One front for each device, or one for all architectures."""
+    if None in benches:
+        bench = benches[None]
+        return [
+            FrontSearch(
+                share,
+                [TargetSearch(share, target, evaluations[None], batches=_batches(bench), classes=bench.classes)],
+                spent=spent,
+                provenance=provenance,
+            )
+            for share, target, provenance in zip(
+                shares(experiment, len(provenances)), targets[None], provenances, strict=True
+            )
+        ]
+    standing = standings({str(name): bench.evaluator.images("selection") for name, bench in benches.items()})
+    archive = ParetoArchive()
+    contenders = [
+        Contender(
+            str(name),
+            bench.experiment,
+            targets[name][0],
+            evaluations[name],
+            batches=_batches(bench),
+            classes=bench.classes,
+            standing=standing[str(name)],
+            archive=archive,
+            first=first_evaluations(experiment),
+        )
+        for name, bench in benches.items()
+    ]
+    return [FrontSearch(experiment, contenders, spent=spent, provenance=provenances[0])]
+
+
+def _batches(bench: Workbench) -> list[int]:
+    return [len(batch) for batch in bench.evaluator.images("selection").batches]
 
 
 def _alone(experiment: Experiment, target: Target) -> Experiment:
@@ -151,28 +233,46 @@ def _journal(run_folder: Path, identity: Mapping[str, str]) -> Iterator[Journal]
         yield journal
 
 
-def _identity(bench: Workbench, spaces: Sequence[SearchSpace], devices: Sequence[Device]) -> dict[str, str]:
-    found = dict(bench.identity)
-    for index, (space, device) in enumerate(zip(spaces, devices, strict=True)):
-        axes = [(group.name, repr(table.axes)) for group, table in zip(space.groups, space.tables, strict=True)]
-        suffix = f" {device.name}" if index else ""
-        found[f"space{suffix}"] = hashlib.sha256(json.dumps(axes).encode()).hexdigest()
-        found[f"device{suffix}"] = hashlib.sha256(device.model_dump_json().encode()).hexdigest()
+def _identity(
+    experiment: Experiment,
+    benches: Mapping[str | None, Workbench],
+    spaces: Mapping[str | None, Sequence[SearchSpace]],
+    devices: Sequence[Device],
+) -> dict[str, str]:
+    found = {"experiment": experiment_hash(experiment)}
+    for name, bench in benches.items():
+        whose = "" if name is None else f" {name}"
+        found |= {f"{key}{whose}": value for key, value in bench.identity.items() if key != "experiment"}
+        for index, (space, device) in enumerate(zip(spaces[name], devices, strict=True)):
+            axes = [(group.name, repr(table.axes)) for group, table in zip(space.groups, space.tables, strict=True)]
+            suffix = f" {device.name}" if index else ""
+            found[f"space{whose}{suffix}"] = hashlib.sha256(json.dumps(axes).encode()).hexdigest()
+            found[f"device{suffix}"] = hashlib.sha256(device.model_dump_json().encode()).hexdigest()
     return found
 
 
-def _provenance(experiment: Experiment, bench: Workbench, target: Target) -> dict[str, Any]:
-    norms = bench.captured.batch_norms
+def _provenance(
+    experiment: Experiment, benches: Mapping[str | None, Workbench], targets: Mapping[str | None, Target]
+) -> dict[str, Any]:
+    target = next(iter(targets.values()))
+    models = {name: _model_provenance(bench) for name, bench in benches.items()}
     return {
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
         "command": " ".join(sys.argv),
         "seed": experiment.search.seed,
-        "hashes": dict(bench.identity),
         "device": target.device.name,
         "quantized": "both operands of every convolution, linear layer and attention matmul; all else stays float",
         "latency_kind": target.latency.kind,
         "latency": target.latency.told,
+        **models.get(None, {"architectures": models}),
+    }
+
+
+def _model_provenance(bench: Workbench) -> dict[str, Any]:
+    norms = bench.captured.batch_norms
+    return {
+        "hashes": dict(bench.identity),
         "batch_norms": {"folded": norms.folded, "remaining": list(norms.remaining)},
         "preparation": json.loads(json.dumps(bench.preparation.to_dict())),
     }

@@ -15,8 +15,10 @@ from evoquant.run.latency import LatencySource, latency_source, open_latency_mod
 from evoquant.space import SearchSpace, presets
 from evoquant.types import LayerQuantConfig, ModelGraph
 
-LATENCY_TABLE = "latency_table.json"
-"""The run's own copy of what was measured for it."""
+
+def latency_table(architecture: str | None) -> str:
+    """Name of the run's own copy of what was measured for one of its architectures; None: it has one alone."""
+    return "latency_table.json" if architecture is None else f"latency_table.{architecture}.json"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ LABELS = {
     "random": "random search at equal cost",
     "nsga2": "plain NSGA-II at equal cost",
 }
-"""What the best baseline is called."""
+"""What the best baseline is called; one of several architectures by the name of its comparison."""
 
 
 def verdict(
@@ -47,7 +47,7 @@ def verdict(
     presets = reference.hypervolume([vector(point.objectives, names) for point in baselines])
     rivals = {"presets": presets, **{entry.name: entry.hypervolume for entry in comparisons}}
     best = max(rivals, key=lambda name: rivals[name])
-    gain = f"The front has a hypervolume of {own:.3f}, {LABELS[best]} {rivals[best]:.3f}: " + (
+    gain = f"The front has a hypervolume of {own:.3f}, {LABELS.get(best, best)} {rivals[best]:.3f}: " + (
         f"a gain of {100 * (own / rivals[best] - 1):.1f} %." if 0 < rivals[best] < own else "no gain."
     )
     if not rivals[best]:

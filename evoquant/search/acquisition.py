@@ -26,6 +26,9 @@ class ExpectedImprovement:
         reference: Scale of the hypervolume.
         front: Evaluated objectives, shape (points, objectives), dominated ones allowed.
 
+    Attributes:
+        promised: Expected gain of all that was chosen so far.
+
     References:
         M. Emmerich, K. Giannakoglou, B. Naujoks, "Single- and multiobjective evolutionary optimization assisted by
         Gaussian random field metamodels", IEEE Transactions on Evolutionary Computation 10(4), 2006,
@@ -35,6 +38,7 @@ class ExpectedImprovement:
     def __init__(self, reference: ReferencePoint, front: ArrayLike) -> None:
         self._reference = reference
         self._front = _useful(reference.normalized(front))
+        self.promised = 0.0
 
     def gain(self, outcomes: Floats) -> float:
         """Expected gain of one candidate.
@@ -64,13 +68,14 @@ class ExpectedImprovement:
         heapq.heapify(heap)
         chosen: list[int] = []
         while heap and len(chosen) < count:
-            _, index, seen = heapq.heappop(heap)
+            gained, index, seen = heapq.heappop(heap)
             if seen < len(chosen):
                 gain = self.gain(outcomes[index]) * float(chances[index])
                 if gain > 0.0:
                     heapq.heappush(heap, (-gain, index, len(chosen)))
                 continue
             chosen.append(index)
+            self.promised -= gained
             self.add(outcomes[index, len(QUADRATURE_NODES) // 2])
         return chosen
 

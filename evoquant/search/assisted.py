@@ -73,6 +73,8 @@ class SurrogateSearch:
         inner_population: Population of the search on the surrogate.
         inner_generations: Its generations.
         rates: How often each operator is used.
+        reference: Scale of the hypervolume; None: that of the first batch.
+        suggestions: Genomes that the search on the surrogate starts from, besides the front.
 
     Raises:
         ConfigurationError: If a size is less than 1 or a seed does not fit the domain.
@@ -94,6 +96,8 @@ class SurrogateSearch:
         inner_population: int = 60,
         inner_generations: int = 30,
         rates: VariationRates | None = None,
+        reference: ReferencePoint | None = None,
+        suggestions: Sequence[Genes] = (),
     ) -> None:
         sizes = {"population_size": population_size, "batch_size": batch_size, "inner_population": inner_population}
         for name, value in sizes.items():
@@ -111,7 +115,8 @@ class SurrogateSearch:
         self._genomes = np.empty((0, domain.n_genes), dtype=np.int64)
         self._objectives = np.empty((0, n_objectives))
         self._violation, self._margin = np.empty(0), np.empty(0)
-        self._reference: ReferencePoint | None = None
+        self._reference, self._suggestions = reference, list(suggestions)
+        self._rivals, self._promise = np.empty((0, n_objectives)), np.inf
         self._expected: Floats | None = None
         self._pairs: list[tuple[float, float]] = []
         self._exploration = 1.0
@@ -145,6 +150,21 @@ class SurrogateSearch:
         if usable.sum() >= _LEAST_EVALUATED and batch:
             self._expected = models.error(np.array([candidate.genes for candidate in batch]))
         return batch
+
+    def propose(self, rivals: Floats, *, most: int) -> tuple[list[Candidate], float]:
+        """Ask for the next batch beside rivals; a batch that was proposed before and not answered is taken back.
+
+        Args:
+            rivals: Objectives of what others have found for the same front, shape (points, objectives).
+            most: Candidates that may still be evaluated.
+
+        Returns:
+            The batch, and the hypervolume that each of its modelled candidates is expected to gain on average; inf
+            while nothing can be predicted.
+        """
+        self._ledger.withdraw(most)
+        self._rivals = rivals
+        return self.ask(), self._promise
 
     def tell(self, objectives: ArrayLike, violations: ArrayLike | None = None) -> None:
         """Answer the last batch; see ``Searcher.tell``.
@@ -188,15 +208,17 @@ class SurrogateSearch:
         self._exploration = float(np.clip(_TRUSTED - trust, 0.0, _MOST_EXPLORATION))
 
     def _modelled(self, models: _Models, wanted: int, taken: set[str]) -> list[Genes]:
+        self._promise = 0.0
         self._exploration_to(models)
         free = round(wanted * self._exploration)
         pool = self._pool(models)
         if not len(pool) or self._reference is None:
             return self._varied(free, taken)
         feasible = self._violation <= 0.0
-        improvement = ExpectedImprovement(self._reference, self._objectives[feasible])
+        improvement = ExpectedImprovement(self._reference, np.vstack([self._objectives[feasible], self._rivals]))
         outcomes = np.stack([models.objectives(pool, node) for node in QUADRATURE_NODES], axis=1)
         chosen = improvement.choose(outcomes, models.chance(pool), wanted - free)
+        self._promise = improvement.promised / max(wanted - free, 1)
         genomes = self._ledger.fresh(pool[chosen], taken)
         genomes += self._varied(free, taken)
         # Where nothing more is expected to be gained, the best ranked are as good as any.
@@ -212,7 +234,7 @@ class SurrogateSearch:
             seed=int(self._rng.integers(2**31)),
             population_size=self._sizes["inner_population"],
             generations=self._inner_generations,
-            seeds=list(self._front()),
+            seeds=[*self._front(), *self._suggestions],
             rates=self._rates,
         )
         genomes, predicted = [], []

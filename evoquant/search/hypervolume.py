@@ -86,6 +86,11 @@ class ReferencePoint:
         """
         return normalized_hypervolume(self.normalized(objectives))
 
+    def moved(self, by: ArrayLike) -> Self:
+        """The same box elsewhere: volumes of objectives that are moved with it stay what they are."""
+        step = np.array(by, dtype=np.float64)
+        return type(self)(*(tuple((np.array(corner) + step).tolist()) for corner in (self.point, self.ideal)))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {"point": list(self.point), "ideal": list(self.ideal)}

@@ -171,6 +171,12 @@ class Ledger:
         batch, self.pending = self.pending, None
         return batch
 
+    def withdraw(self, most: int) -> None:
+        """Take back the batch that waits, if one does; from now on at most so many candidates may be proposed."""
+        self.keys.difference_update(candidate.key for candidate in self.pending or ())
+        self.pending = None
+        self._evaluations = len(self.keys) + most
+
     def is_new(self, genes: Genes, also_taken: set[str]) -> bool:
         """Whether this phenotype was never proposed and is not among ``also_taken``, to which it is then added."""
         key = self.domain.phenotype(genes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from evoquant.errors import ConfigurationError
@@ -20,9 +20,11 @@ class TestedAccuracy:
         top1: In percent.
         ci95: Its 95 % Wilson interval, in percent.
         images: Number of images.
-        drop_pp: Drop against the floating-point model on the same images, in percentage points.
+        drop_pp: Drop against the floating-point model on the same images, in percentage points; of several
+            architectures against that of the reference.
         drop_stderr_pp: Standard error of that paired difference.
-        kl: Mean KL divergence of the class probabilities from the floating-point model's, in nats.
+        kl: Mean KL divergence of the class probabilities from the floating-point model's, in nats; of several
+            architectures with the offset of the point's on the test images.
     """
 
     top1: float
@@ -50,15 +52,68 @@ class TestedAccuracy:
 
 
 @dataclass(frozen=True, slots=True)
+class FloatAccuracy:
+    """Accuracy of the floating-point model of one of several architectures, on one image set.
+
+    Attributes:
+        images: Number of images.
+        top1: In percent.
+        cross_entropy: Mean cross-entropy with the labels, in nats.
+        offset: By how much that exceeds the cross-entropy of the reference architecture, in nats.
+        offset_stderr: Standard error of that paired difference, in nats.
+    """
+
+    images: int
+    top1: float
+    cross_entropy: float
+    offset: float
+    offset_stderr: float
+
+
+@dataclass(frozen=True, slots=True)
+class FrontArchitecture:
+    """One of the architectures that share a front.
+
+    Attributes:
+        name: What the experiment calls it.
+        model: Name of its model.
+        image_size: Height and width of its input.
+        evaluations: Candidates of it that were evaluated.
+        selection: Its floating-point model on the selection images; ``offset`` is part of ``kl`` of its points. The
+            reference is the architecture whose offset is 0.
+        test: The same on the test images, with the same reference.
+    """
+
+    name: str
+    model: str
+    image_size: int
+    evaluations: int
+    selection: FloatAccuracy
+    test: FloatAccuracy | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_dict``."""
+        test = None if data["test"] is None else FloatAccuracy(**data["test"])
+        return cls(**{**data, "selection": FloatAccuracy(**data["selection"]), "test": test})
+
+
+@dataclass(frozen=True, slots=True)
 class ParetoPoint:
     """One plan with what it costs.
 
     Attributes:
-        id: ``p01``, ``p02``, ... along the front, from the smallest divergence; a baseline's id is its name.
-        name: What a reader calls it, such as ``W4.6A7.9`` or ``w8a8``.
+        id: ``p01``, ``p02``, ... along the front, from the smallest divergence; a baseline's id is its name, with that
+            of its architecture in front of it (``small.w8a8``) unless it is the reference.
+        name: What a reader calls it, such as ``W4.6A7.9``, ``w8a8``, or ``small W4.6A7.9`` of an architecture.
         objectives: Every figure by name: those that were minimised, and those that are stated beside them.
         plan: Precision of every operation.
         test: Accuracy on the test images; None if it was not measured.
+        architecture: Whose plan it is, where several architectures share the front.
     """
 
     id: str
@@ -66,12 +121,14 @@ class ParetoPoint:
     objectives: Mapping[str, float]
     plan: Mapping[str, LayerQuantConfig]
     test: TestedAccuracy | None = None
+    architecture: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Plain JSON values; ``architecture`` only if there is one."""
         return {
             "id": self.id,
             "name": self.name,
+            **({} if self.architecture is None else {"architecture": self.architecture}),
             "objectives": dict(self.objectives),
             "test": None if self.test is None else self.test.to_dict(),
             "plan": {name: config.to_dict() for name, config in self.plan.items()},
@@ -86,6 +143,7 @@ class ParetoPoint:
             objectives=dict(data["objectives"]),
             plan={name: LayerQuantConfig.from_dict(config) for name, config in data["plan"].items()},
             test=None if data["test"] is None else TestedAccuracy.from_dict(data["test"]),
+            architecture=data.get("architecture"),
         )
 
 
@@ -94,7 +152,8 @@ class Comparison:
     """What another way to spend evaluations achieves, on the scale of the front's hypervolume.
 
     Attributes:
-        name: ``presets``, ``seeds``, ``milp``, ``greedy``, ``random`` or ``nsga2``.
+        name: ``presets``, ``seeds``, ``milp``, ``greedy``, ``random`` or ``nsga2``; ``NAME alone`` is one of several
+            architectures with the evaluations that it got.
         hypervolume: Of the front that it finds.
         evaluations: Candidates that it evaluated.
         images: Forward passes of one image that it made.
@@ -143,6 +202,7 @@ class FrontDocument:
         comparisons: What the baselines reach: free ones in every run, others where they were asked for.
         other_targets: Fronts of the other devices of the run; not part of ``to_dict``, they have files of their own.
         stopped: Number of those that were dominated with confidence after some of the images and did not get the rest.
+        architectures: The architectures that share the front; none: there is only ``model``.
     """
 
     model: str
@@ -165,6 +225,7 @@ class FrontDocument:
     comparisons: tuple[Comparison, ...] = ()
     other_targets: tuple[FrontDocument, ...] = ()
     stopped: int = 0
+    architectures: tuple[FrontArchitecture, ...] = ()
 
     def point(self, name: str) -> ParetoPoint:
         """A member of the front or a baseline by its id; ``knee`` is the knee.
@@ -180,10 +241,12 @@ class FrontDocument:
         raise ConfigurationError(f"The front has no point '{name}'. Available: {available}.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, with the version of this format."""
+        """Plain JSON values, with the version of this format; ``architectures`` only if there are any."""
+        architectures = [each.to_dict() for each in self.architectures]
         return {
             "schema_version": FRONT_SCHEMA_VERSION,
             "model": self.model,
+            **({"architectures": architectures} if architectures else {}),
             "device": self.device,
             "status": self.status,
             "seconds": self.seconds,
@@ -225,5 +288,6 @@ class FrontDocument:
                 ),
                 "evaluated": tuple(dict(values) for values in data["evaluated"]),
                 "comparisons": tuple(Comparison(**entry) for entry in data.get("comparisons", ())),
+                "architectures": tuple(FrontArchitecture.from_dict(entry) for entry in data.get("architectures", ())),
             }
         )

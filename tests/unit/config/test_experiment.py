@@ -15,7 +15,7 @@ from evoquant.config import (
     validate,
     with_effort,
 )
-from evoquant.errors import ConfigurationError
+from evoquant.errors import ConfigurationError, UnknownNameError
 
 MINIMAL = """\
 schema_version: 1
@@ -217,3 +217,64 @@ def test_experiments_are_frozen() -> None:
     )
     with pytest.raises(ValueError, match="frozen"):
         experiment.search.seed = 3  # type: ignore[misc]
+
+
+FAMILY = MINIMAL + "architectures:\n  - {name: a}\n  - {name: b, model: {image_size: 24}}\n"
+
+
+def test_architectures_differ_from_the_model_in_some_fields(tmp_path: Path) -> None:
+    text = FAMILY.replace("pretrained: true", "checkpoint: micro.safetensors").replace("image_size: 24", "{}")
+    text = text.replace("{{}}", "{name: mobilevit_xxs, checkpoint: xxs.safetensors, image_size: 64}")
+    experiment = read(tmp_path, text)
+    alone = experiment.by_architecture()
+    assert list(alone) == ["a", "b"]
+    assert alone["a"].model == experiment.model
+    assert alone["b"].model.checkpoint == tmp_path / "xxs.safetensors"
+    assert (alone["b"].model.name, alone["b"].model.image_size) == ("mobilevit_xxs", 64)
+    assert experiment_to_dict(alone["a"]) == experiment_to_dict(alone["a"].of_architecture(None))
+    assert experiment.of_architecture("b") == alone["b"]
+    path = tmp_path / "y.yaml"
+    path.write_text(experiment_to_yaml(experiment))
+    assert load_experiment(path) == experiment
+    assert experiment_hash(experiment) != experiment_hash(alone["a"])
+
+
+def test_without_architectures_nothing_is_said_of_them(tmp_path: Path) -> None:
+    experiment = read(tmp_path, MINIMAL)
+    assert "architectures" not in experiment_to_dict(experiment)
+    assert experiment.by_architecture() == {None: experiment}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("\n  - {name: b, model: {image_size: 24}}", ""), "expected two or more, but got one"),
+        (("{name: b, model: {image_size: 24}}", "{name: b}"), "'a' and 'b' are the same model"),
+        (("name: b", "name: a"), "each needs a name of its own, but a is repeated"),
+        (("image_size: 24", "imagesize: 24"), "Did you mean 'image_size'?"),
+        (("architectures:", "search: {algorithm: nsga2}\narchitectures:"), "but got search.algorithm: nsga2"),
+        (("architectures:", "search: {racing: true}\narchitectures:"), "but got search.racing: true"),
+        (("architectures:", "search: {baselines: [random]}\narchitectures:"), "search.baselines: ['random']"),
+        (("architectures:", "target: {device: [host_cpu, nvidia_t4]}\narchitectures:"), "'host_cpu', 'nvidia_t4'"),
+    ],
+)
+def test_architectures_that_do_not_fit_are_refused(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    assert change[0] in FAMILY
+    assert message in " ".join(problems(tmp_path, FAMILY.replace(*change)))
+
+
+def test_another_model_needs_weights_of_its_own(tmp_path: Path) -> None:
+    text = FAMILY.replace("pretrained: true", "checkpoint: micro.safetensors")
+    (told,) = problems(tmp_path, text.replace("image_size: 24", "name: mobilevit_xxs"))
+    assert "mobilevit_xxs cannot have micro.safetensors, the checkpoint of mobilevit_micro" in told
+    assert read(tmp_path, FAMILY.replace("image_size: 24", "pretrained: false")).by_architecture()["b"]
+
+
+def test_an_architecture_is_chosen_by_name(tmp_path: Path) -> None:
+    family, single = read(tmp_path, FAMILY), read(tmp_path, MINIMAL)
+    with pytest.raises(ConfigurationError, match=r"'tiny' has several architectures: a, b\. Choose one"):
+        family.of_architecture(None)
+    with pytest.raises(UnknownNameError, match=r"Unknown architecture 'c'.*Available: a, b"):
+        family.of_architecture("c")
+    with pytest.raises(ConfigurationError, match="'b' is wanted, but the experiment 'tiny' has no architectures"):
+        single.of_architecture("b")

@@ -39,7 +39,7 @@ class Balanced(HTMLParser):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, document: FrontDocument, graph: ModelGraph) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    assert write_report(folder, document, graph, latency_kind="measured") == folder / "report.html"
+    assert write_report(folder, document, {None: graph}, latency_kind="measured") == folder / "report.html"
     return folder
 
 

@@ -293,3 +293,57 @@ def test_greedy_follows_a_ladder():
         asked += genomes.tolist()
     assert {first for first, _ in asked} == {0, 8}
     assert {second for _, second in asked} == {0, 4, 8}
+
+
+def proposing(network, **options):
+    settings = {"n_objectives": 2, "seed": 0, "population_size": 1, "inner_generations": 8, "known": network.known}
+    return SurrogateSearch(
+        network.domain,
+        seeds=list(uniform_seeds(GROUPS)),
+        prior=network.prior(),
+        reference=REFERENCE,
+        **settings,
+        **options,
+    )
+
+
+def told(search, network, batch):
+    search.tell(network.objectives(np.array([candidate.genes for candidate in batch])))
+
+
+def test_a_proposal_beside_rivals_promises_less(network):
+    search = proposing(network)
+    batch, promise = search.propose(np.empty((0, 2)), most=100)
+    assert promise == np.inf, "nothing is known yet"
+    assert len(batch) == len(BITS), "the seeds alone"
+    told(search, network, batch)
+    none = np.empty((0, 2))
+    _, alone = search.propose(none, most=100)
+    rivals = network.objectives(uniform_seeds(GROUPS)) * [0.5, 0.97]
+    _, beside = search.propose(rivals, most=100)
+    unbeatable = [[0.0, 0.0]]
+    _, nothing = search.propose(np.array(unbeatable), most=100)
+    assert alone > beside > nothing == 0.0
+
+
+def test_a_withdrawn_batch_costs_nothing_and_may_come_again(network):
+    search = proposing(network)
+    first, _ = search.propose(np.empty((0, 2)), most=3)
+    again, _ = search.propose(np.empty((0, 2)), most=100)
+    assert [candidate.key for candidate in again][:3] == [candidate.key for candidate in first]
+    told(search, network, again)
+    batch, _ = search.propose(np.empty((0, 2)), most=5)
+    assert len(batch) == 5
+    assert [candidate.id for candidate in batch] == [4, 5, 6, 7, 8]
+
+
+def test_suggestions_are_among_what_is_judged(network):
+    truly_good = np.array([0, 3, 1, 2, 0, 3])
+    search = proposing(network, suggestions=[truly_good])
+    seen = []
+    search._best_new = lambda genomes, predicted, rank=search._best_new: (
+        seen.append(genomes) or rank(genomes, predicted)
+    )
+    told(search, network, search.propose(np.empty((0, 2)), most=100)[0])
+    search.propose(np.empty((0, 2)), most=100)
+    assert (seen[0] == truly_good).all(axis=1).any()
