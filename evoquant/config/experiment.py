@@ -201,6 +201,8 @@ class SearchSpec(Section):
         sensitivity_metric: How: by the Fisher form of the floating-point model, from a few backward passes, or by the
             KL divergence of a probe of each choice.
         sensitivity_images: Selection images that this takes.
+        warm_start: Folder of an earlier run; members of its front join the seeds, at most ``population_size``. If it is
+            of another model, each operation takes the precision of the one with its role at about its depth.
         seed_budgets: Budgets of each cost for which an integer program gives a seed; half of ``evaluations`` go to
             seeds at most.
         baselines: Searches to compare with at equal cost, after the search itself.
@@ -220,6 +222,7 @@ class SearchSpec(Section):
     sensitivity: bool = True
     sensitivity_metric: Literal["fisher", "kl"] = "fisher"
     sensitivity_images: PositiveInt = 32
+    warm_start: FilePath | None = None
     seed_budgets: NonNegativeInt = 6
     baselines: Annotated[
         tuple[Literal["milp", "greedy", "random", "nsga2"], ...],

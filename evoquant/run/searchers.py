@@ -23,7 +23,7 @@ from evoquant.search import (
     VariationRates,
     milp_seeds,
 )
-from evoquant.space import SearchSpace, structured_seeds, uniform_plan
+from evoquant.space import Plan, SearchSpace, structured_seeds, uniform_plan
 
 Genes = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -70,6 +70,7 @@ class SearcherFactory:
         costs: Costs of plans.
         classes: Classes of operations for the published rule.
         probes: What each choice adds to the divergence; None where it was not measured.
+        warm: Plans of an earlier run, which join the seeds of the structure.
     """
 
     experiment: Experiment
@@ -77,6 +78,7 @@ class SearcherFactory:
     costs: CostModel
     classes: Mapping[str, str]
     probes: ProbeTable | None = None
+    warm: Sequence[Plan] = ()
 
     @cached_property
     def domain(self) -> GenomeDomain:
@@ -117,9 +119,10 @@ class SearcherFactory:
         return milp_seeds(self.prior, tables, budgets=budgets)
 
     def seeds(self) -> tuple[list[Genes], list[Genes]]:
-        """The seeds of the search: those of the structure, and those of integer programming that the budget allows."""
+        """The seeds: those that need no probes, and those of integer programming that the budget allows."""
         search = self.experiment.search
         structured = [genes for _, genes in structured_seeds(self.space, classes=self.classes)]
+        structured += [self.space.nearest(plan) for plan in self.warm]
         programmed = [genes for _, genes in self.programmed(search.seed_budgets)]
         room = max(0, search.evaluations // 2 - len(structured))
         if len(programmed) > room:

@@ -35,11 +35,16 @@ from evoquant.run.points import spread, tested
 from evoquant.run.probing import probe_space, translated
 from evoquant.run.promise import promise
 from evoquant.run.target_search import Spent, TargetSearch
+from evoquant.run.warm_start import earlier_plans
 from evoquant.space import plan_hash
+from evoquant.types import LayerQuantConfig
 from evoquant.types.front import FrontDocument, ParetoPoint
 
 PROBES = "sensitivities"
 """Name of the table of sensitivities in the journal; of several architectures with the name of its own behind it."""
+
+WARM_START = "warm start"
+"""Name of the plans of an earlier run in the journal, likewise."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,7 @@ class Session:
             await self._evaluate_baselines()
             for subject in self._subjects:
                 await self._probe(subject)
+                await self._take_over(subject)
             self._listener(events.StageStarted("search", self._experiment.search.algorithm))
             await self._search()
             for name in self._experiment.search.baselines:
@@ -210,6 +216,23 @@ class Session:
         self._spent.images += round(table.passes)
         for entry in subject.searches:
             entry.probes = translated(table, space, entry.target.space)
+
+    async def _take_over(self, subject: Subject) -> None:
+        """Plans of an earlier run, from the journal if an earlier session has read them."""
+        run, graph = self._experiment.search.warm_start, subject.bench.captured.graph
+        if run is None:
+            return
+        note = WARM_START if subject.name is None else f"{WARM_START} {subject.name}"
+        known = self._journal.kept(note)
+        if known is None:
+            most = self._experiment.search.population_size
+            plans = await asyncio.to_thread(earlier_plans, run, graph, most)
+            known = {"plans": [{name: config.to_dict() for name, config in plan.items()} for plan in plans]}
+            self._journal.keep(note, known)
+        taken = [{name: LayerQuantConfig.from_dict(entry) for name, entry in plan.items()} for plan in known["plans"]]
+        self._listener(events.Noticed(f"{len(taken)} plans of {run} join the seeds."))
+        for entry in subject.searches:
+            entry.warm = taken
 
     async def _search(self) -> None:
         spaces = [search.target.space for search in self._fronts[0].searches]

@@ -32,6 +32,7 @@ from evoquant.run.session import Session, Subject, shares
 from evoquant.run.space import build_space, read_space
 from evoquant.run.target_search import Spent, TargetSearch
 from evoquant.run.targets import Target, latency_table, load_devices, open_target, target_folders
+from evoquant.run.warm_start import read_earlier
 from evoquant.run.workers import ProcessWorker
 from evoquant.search import ParetoArchive
 from evoquant.space import SearchSpace
@@ -79,7 +80,9 @@ async def run_experiment(
         tell(events.StageStarted(stage, detail))
 
     devices = load_devices(experiment)
-    read_space(experiment.space)  # wrong devices and spaces are refused before minutes go into the model
+    read_space(experiment.space)  # wrong devices, spaces and runs are refused before minutes go into the model
+    if experiment.search.warm_start is not None:
+        read_earlier(experiment.search.warm_start)
     benches = {
         name: await asyncio.to_thread(prepare, alone, model=model, images=images, notify=notify)
         for name, alone in experiment.by_architecture().items()

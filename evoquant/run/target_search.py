@@ -13,6 +13,7 @@ from evoquant.run.exploration import Answered, Exploration, Judged
 from evoquant.run.searchers import Genes, SearcherFactory
 from evoquant.run.targets import Target
 from evoquant.search import ParetoArchive, Searcher, looks
+from evoquant.space import Plan
 from evoquant.types.front import TestedAccuracy
 
 
@@ -70,13 +71,15 @@ class TargetSearch:
         self.baselines: dict[str, str] = {}
         self.generation = 0
         self.probes: ProbeTable | None = None
+        self.warm: Sequence[Plan] = ()
         self.programmed: list[str] = []
         self._classes = classes
 
     @cached_property
     def factory(self) -> SearcherFactory:
-        """Makes the searches; not before the probes are known."""
-        return SearcherFactory(self.experiment, self.target.space, self.target.costs, self._classes, self.probes)
+        """Makes the searches; not before the probes and the plans of an earlier run are known."""
+        target = self.target
+        return SearcherFactory(self.experiment, target.space, target.costs, self._classes, self.probes, self.warm)
 
     @cached_property
     def searcher(self) -> Searcher:

@@ -32,7 +32,7 @@ def essence(front):
 @pytest.fixture(scope="module")
 def experiment(module_experiment):
     """The embedded default at its own 32 pixels, and at 24, for which it was not trained."""
-    search = {"algorithm": "surrogate", "sensitivity": True, "sensitivity_images": 4, "sensitivity_formats": 1}
+    search = {"algorithm": "surrogate", "sensitivity": True, "sensitivity_images": 4}
     return module_experiment.model_copy(
         update={
             "name": "family",
