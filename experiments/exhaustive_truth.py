@@ -78,7 +78,7 @@ async def compare(contest: Contest, seeds: int, share: float) -> None:
     """Print the truth, and what each seed finds."""
     truth = await true_front(contest)
     plans = truth.evaluations
-    table, _ = contest.probe()
+    table, _ = contest.probe(contest.experiment.search.sensitivity_images)
     paid = round(table.passes / contest.images)
     budget = int(share * plans)
     print(f"{plans} plans, {len(truth.front)} of them not dominated, hypervolume {truth.hypervolume:.5f}")
