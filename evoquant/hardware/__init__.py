@@ -2,6 +2,7 @@
 
 from evoquant.hardware.bundle import BundleItem, bundle_items, write_bundle
 from evoquant.hardware.calibration import Calibration, calibrate_roofline
+from evoquant.hardware.cost_table import CostTable
 from evoquant.hardware.costs import Breakdown, CostModel, Costs
 from evoquant.hardware.device import Device, NativeType
 from evoquant.hardware.device_file import device_names, load_device
@@ -9,7 +10,7 @@ from evoquant.hardware.energy import EnergyCost, energy, quadratic_law
 from evoquant.hardware.latency import LatencyEstimate, LatencyModel
 from evoquant.hardware.legality import Choices, Legal, Legaliser, choices, legalise, legaliser
 from evoquant.hardware.measured import MeasuredLatency, reachable_cases
-from evoquant.hardware.memory import MemoryCost, memory
+from evoquant.hardware.memory import BYTES_PER_MB, MemoryCost, memory
 from evoquant.hardware.models import machine_table
 from evoquant.hardware.provenance import Kind, Quantity
 from evoquant.hardware.roofline import Roofline
@@ -17,11 +18,13 @@ from evoquant.hardware.table import LatencyTable, read_table
 from evoquant.hardware.tensors import TensorTable
 
 __all__ = [
+    "BYTES_PER_MB",
     "Breakdown",
     "BundleItem",
     "Calibration",
     "Choices",
     "CostModel",
+    "CostTable",
     "Costs",
     "Device",
     "EnergyCost",

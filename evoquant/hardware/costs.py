@@ -13,12 +13,10 @@ from evoquant.hardware.device import Device
 from evoquant.hardware.energy import EnergyCost, OpEnergy, energy_cost, float_pj, op_energy, tensor_pj
 from evoquant.hardware.latency import LatencyEstimate, LatencyModel
 from evoquant.hardware.legality import Legal, legalise
-from evoquant.hardware.memory import MemoryCost, memory_cost, op_bytes
+from evoquant.hardware.memory import BYTES_PER_MB, MemoryCost, memory_cost, op_bytes
 from evoquant.hardware.tensors import TensorTable
 from evoquant.types.graph import ModelGraph, Op
 from evoquant.types.precision import LayerQuantConfig
-
-_BYTES_PER_MB = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +64,7 @@ class Breakdown:
 
 
 @dataclass(frozen=True, slots=True)
-class _OpCost:
+class OpCost:
     """What an operation adds to the sums, whatever its neighbours are."""
 
     legal: Legal
@@ -95,11 +93,11 @@ class CostModel:
         self.tensors = TensorTable(graph)
         self._float_pj = float_pj(graph, device)
         self._weights = max(sum(op.weight_count for op in graph.ops), 1)
-        self._known: dict[str, dict[LayerQuantConfig, _OpCost]] = {op.name: {} for op in graph.ops}
+        self._known: dict[str, dict[LayerQuantConfig, OpCost]] = {op.name: {} for op in graph.ops}
 
     def legal_plan(self, plan: Mapping[str, LayerQuantConfig]) -> dict[str, LayerQuantConfig]:
         """The plan as the device stores it."""
-        return {op.name: self._op_cost(op, plan[op.name]).legal.config for op in self.graph.ops}
+        return {op.name: self.op_cost(op, plan[op.name]).legal.config for op in self.graph.ops}
 
     def costs(self, plan: Mapping[str, LayerQuantConfig]) -> Costs:
         """Costs of a plan.
@@ -107,7 +105,7 @@ class CostModel:
         Raises:
             HardwareError: If an operation has no legal form on the device, or its time is missing.
         """
-        parts = [self._op_cost(op, plan[op.name]) for op in self.graph.ops]
+        parts = [self.op_cost(op, plan[op.name]) for op in self.graph.ops]
         bits = np.array([part.legal.config.activation_bits for part in parts], dtype=np.int64)
         legal = {op.name: part.legal.config for op, part in zip(self.graph.ops, parts, strict=True)}
         latency = self.latency_model.latency(self.graph, legal)
@@ -132,7 +130,7 @@ class CostModel:
             energy_mj=energy.mj,
             energy_low_mj=energy.low_mj,
             energy_high_mj=energy.high_mj,
-            memory_mb=(memory.model_size_bytes + memory.peak_activation_bytes) / _BYTES_PER_MB,
+            memory_mb=(memory.model_size_bytes + memory.peak_activation_bytes) / BYTES_PER_MB,
             model_size_bytes=memory.model_size_bytes,
             peak_activation_bytes=memory.peak_activation_bytes,
             compression_ratio=memory.compression_ratio,
@@ -141,7 +139,12 @@ class CostModel:
             breakdown=Breakdown(latency, energy, memory),
         )
 
-    def _op_cost(self, op: Op, config: LayerQuantConfig) -> _OpCost:
+    def op_cost(self, op: Op, config: LayerQuantConfig) -> OpCost:
+        """What an operation adds to the sums.
+
+        Raises:
+            HardwareError: If it has no legal form on the device.
+        """
         known = self._known[op.name]
         found = known.get(config)
         if found is None:
@@ -150,6 +153,6 @@ class CostModel:
             codes, scales = op_bytes(op, stored)
             bops = op.macs * stored.weight_bits * stored.activation_bits
             weight_bits = op.weight_count * stored.weight_bits
-            found = _OpCost(legal, op_energy(op, legal, self.device), codes, scales, bops, weight_bits)
+            found = OpCost(legal, op_energy(op, legal, self.device), codes, scales, bops, weight_bits)
             known[config] = found
         return found

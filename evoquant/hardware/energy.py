@@ -31,7 +31,7 @@ from evoquant.hardware.work import elements, read_elements
 from evoquant.types.graph import ModelGraph, Op
 from evoquant.types.precision import FLOAT_BITS, LayerQuantConfig
 
-_MJ_PER_PJ = 1e-9
+MJ_PER_PJ = 1e-9
 _REFERENCE_BITS = 8
 
 
@@ -100,9 +100,9 @@ def energy_cost(
     device: Device, *, low_pj: float, high_pj: float, moved_pj: float, float_pj: float, latency_ms: float
 ) -> EnergyCost:
     """Put the sums together: picojoules, and milliseconds of static power."""
-    memory_mj = moved_pj * _MJ_PER_PJ
+    memory_mj = moved_pj * MJ_PER_PJ
     static_mj = device.power.static_w.value * latency_ms
-    low, high = (low_pj + float_pj) * _MJ_PER_PJ, (high_pj + float_pj) * _MJ_PER_PJ
+    low, high = (low_pj + float_pj) * MJ_PER_PJ, (high_pj + float_pj) * MJ_PER_PJ
     compute = (low + high) / 2
     other = memory_mj + static_mj
     return EnergyCost(low + other, high + other, compute + other, compute, memory_mj, static_mj, _kinds(device))
@@ -165,7 +165,7 @@ def quadratic_law(graph: ModelGraph, plan: Mapping[str, LayerQuantConfig], devic
         compute += op.macs * weight_bits * activation_bits / FLOAT_BITS**2
         moved += op.weight_count * weight_bits + (read_elements(op) + elements(op.output_shape)) * activation_bits
     constants = device.energy
-    return (compute * constants.mac_fp32_pj.value + moved * constants.dram_pj_per_bit.value) * _MJ_PER_PJ
+    return (compute * constants.mac_fp32_pj.value + moved * constants.dram_pj_per_bit.value) * MJ_PER_PJ
 
 
 def _kinds(device: Device) -> tuple[Kind, ...]:

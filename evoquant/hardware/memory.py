@@ -13,6 +13,8 @@ from evoquant.types.graph import ModelGraph, Op, OpKind
 from evoquant.types.precision import FLOAT_BITS, LayerQuantConfig
 from evoquant.types.storage import weight_bytes
 
+BYTES_PER_MB = 1e6
+
 _ACTIVATION_SCALE_BYTES = 4
 _ACTIVATION_ZERO_POINT_BYTES = 1
 

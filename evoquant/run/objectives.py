@@ -8,10 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evoquant.evaluate import Accuracy, Plan, Standing
-from evoquant.hardware import Costs
+from evoquant.hardware import BYTES_PER_MB, Costs
 from evoquant.types import ModelGraph
-
-BYTES_PER_MB = 1e6
 
 EVALUATED = ("kl", "accuracy_drop_pp")
 """The objectives that need an evaluation; all others are costs."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from evoquant.config import Experiment
 from evoquant.evaluate import ProbeTable
-from evoquant.hardware import CostModel
+from evoquant.hardware import CostModel, CostTable
 from evoquant.run.objectives import EVALUATED, cost_figures, reference_limits
 from evoquant.search import (
     SEARCHERS,
@@ -21,6 +21,7 @@ from evoquant.search import (
     Searcher,
     SurrogateSearch,
     VariationRates,
+    choice_indices,
     milp_seeds,
 )
 from evoquant.space import Plan, SearchSpace, structured_seeds, uniform_plan
@@ -36,23 +37,30 @@ _BALANCED = "balanced"
 
 
 class KnownCosts:
-    """The objectives of genomes that need no evaluation, kept once computed.
+    """The objectives of genomes that need no evaluation.
 
     Args:
-        space: The space of the genomes.
+        domain: The genomes.
+        space: The space that they are of.
         costs: Costs of plans.
         objectives: Names of the objectives.
     """
 
-    def __init__(self, space: SearchSpace, costs: CostModel, objectives: Sequence[str]) -> None:
-        self._space, self._costs, self._objectives = space, costs, objectives
+    def __init__(self, domain: GenomeDomain, space: SearchSpace, costs: CostModel, objectives: Sequence[str]) -> None:
+        self._domain, self._space, self._costs, self._objectives = domain, space, costs, objectives
+        self._table = CostTable(costs, [space.choice_plans(position) for position in range(len(space.groups))])
         self._known: dict[bytes, list[float]] = {}
 
     def __call__(self, genomes: Genes) -> Floats:
         """Shape (genomes, objectives), nan where an objective has to be evaluated."""
-        return np.array([self._of(genes) for genes in np.atleast_2d(genomes)], dtype=np.float64)
+        if not self._table.is_exact:
+            return np.array([self._of(genes) for genes in np.atleast_2d(genomes)], dtype=np.float64)
+        values = self._table(choice_indices(self._domain, np.atleast_2d(genomes)))
+        unknown = np.full(len(np.atleast_2d(genomes)), np.nan)
+        return np.stack([values.get(name, unknown) for name in self._objectives], axis=1)
 
     def _of(self, genes: Genes) -> list[float]:
+        """Of one genome where neighbours matter, kept once computed."""
         key = genes.tobytes()
         if key not in self._known:
             values = cost_figures(self._costs.costs(self._space.decode(genes)))
@@ -184,7 +192,7 @@ class SearcherFactory:
         if name == "surrogate":
             options |= {
                 "prior": self.prior if objectives[0] == "kl" else None,
-                "known": KnownCosts(self.space, self.costs, objectives),
+                "known": KnownCosts(self.domain, self.space, self.costs, objectives),
                 "limits": reference_limits(objectives),
             }
         return SEARCHERS[name](

@@ -53,17 +53,13 @@ def choice_indices(domain: GenomeDomain, genomes: Genes) -> NDArray[np.int64]:
         ConfigurationError: If a genome is not repaired.
     """
     parts = np.asarray(genomes, dtype=np.int64).reshape(-1, domain.n_groups, domain.n_axes)
-    strides = np.ones(domain.n_axes, dtype=np.int64)
-    bounds = domain.upper_bounds.reshape(domain.n_groups, domain.n_axes)
     indices = np.empty(parts.shape[:2], dtype=np.int64)
-    for group, choices in enumerate(domain.choices):
-        strides = np.concatenate([np.cumprod((bounds[group] + 1)[::-1])[::-1][1:], [1]])
-        codes, wanted = choices @ strides, parts[:, group] @ strides
-        order = np.argsort(codes)
-        found = order[np.minimum(np.searchsorted(codes, wanted, sorter=order), len(codes) - 1)]
+    for group, (strides, codes, order) in enumerate(domain.codes):
+        wanted = parts[:, group] @ strides
+        found = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
         if (codes[found] != wanted).any():
             raise ConfigurationError(f"Group {group}: a genome has genes that stand for no choice; repair it first.")
-        indices[:, group] = found
+        indices[:, group] = order[found]
     return indices
 
 

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self, TypeAlias
 
 import numpy as np
@@ -73,6 +74,17 @@ class GenomeDomain:
             repair=lambda genes: genes,
             phenotype=lambda genes: ",".join(map(str, genes.tolist())),
         )
+
+    @cached_property
+    def codes(self) -> tuple[tuple[Genes, Genes, Genes], ...]:
+        """For each group what makes one number of its genes, those of its choices, ascending, and their positions."""
+        found = []
+        for bounds, choices in zip(self.upper_bounds.reshape(-1, self.n_axes), self.choices, strict=True):
+            strides = np.concatenate([np.cumprod((bounds + 1)[::-1])[::-1][1:], [1]])
+            codes = choices @ strides
+            order = np.argsort(codes)
+            found.append((strides, codes[order], order))
+        return tuple(found)
 
     @property
     def n_genes(self) -> int:
