@@ -12,7 +12,8 @@ from evoquant.types.front import ParetoPoint
 class StageStarted:
     """A stage begins.
 
-    ``model``, ``calibration``, ``latency``, ``baselines``, ``sensitivity``, ``search``, ``comparison`` or ``test``.
+    ``architecture`` (of several, the one that is prepared), ``model``, ``calibration``, ``latency``, ``baselines``,
+    ``sensitivity``, ``search``, ``comparison`` or ``test``.
     """
 
     stage: str

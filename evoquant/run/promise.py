@@ -40,7 +40,8 @@ def promise(
     total = evaluations * each / workers
     if search.minutes is not None:
         total = min(total, 60 * search.minutes * rounds)
-    memory = peak_memory_mb() * (1 + workers if experiment.evaluation.executor != "thread" else 1)
+    processes = workers * max(1, len(experiment.architectures)) if experiment.evaluation.executor != "thread" else 0
+    memory = peak_memory_mb() * (1 + processes)
     disk_mb = evaluations * (operations * _BYTES_PER_PLAN_ENTRY + images * _BYTES_PER_IMAGE) / 1e6
     return Promised(evaluations, each, total, disk_mb, memory)
 

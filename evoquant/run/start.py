@@ -83,10 +83,11 @@ async def run_experiment(
     read_space(experiment.space)  # wrong devices, spaces and runs are refused before minutes go into the model
     if experiment.search.warm_start is not None:
         read_earlier(experiment.search.warm_start)
-    benches = {
-        name: await asyncio.to_thread(prepare, alone, model=model, images=images, notify=notify)
-        for name, alone in experiment.by_architecture().items()
-    }
+    benches = {}
+    for name, alone in experiment.by_architecture().items():
+        if name is not None:
+            notify("architecture", name)
+        benches[name] = await asyncio.to_thread(prepare, alone, model=model, images=images, notify=notify)
     spaces = {
         name: [build_space(experiment, bench.captured.graph, device) for device in devices.values()]
         for name, bench in benches.items()

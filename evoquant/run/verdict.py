@@ -70,4 +70,4 @@ def _against(point: ParetoPoint, baseline: ParetoPoint) -> str:
     else:
         difference = point.objectives["top1"] - baseline.objectives["top1"]
         parts.append(f"selection top-1 {difference:+.1f} points")
-    return f"The knee {point.id} ({point.name}) against {baseline.id}: {', '.join(parts)}."
+    return f"The knee {point.id} ({point.name}) against {baseline.name}: {', '.join(parts)}."

@@ -116,7 +116,7 @@ class SurrogateSearch:
         self._objectives = np.empty((0, n_objectives))
         self._violation, self._margin = np.empty(0), np.empty(0)
         self._reference, self._suggestions = reference, list(suggestions)
-        self._rivals, self._promise = np.empty((0, n_objectives)), np.inf
+        self._rivals, self._promise = np.empty((0, n_objectives)), 0.0
         self._expected: Floats | None = None
         self._pairs: list[tuple[float, float]] = []
         self._exploration = 1.0
@@ -160,10 +160,11 @@ class SurrogateSearch:
 
         Returns:
             The batch, and the hypervolume that each of its modelled candidates is expected to gain on average; inf
-            while nothing can be predicted.
+            while too few are evaluated to predict anything.
         """
         self._ledger.withdraw(most)
         self._rivals = rivals
+        self._promise = np.inf if len(self._genomes) < _LEAST_EVALUATED else 0.0
         return self.ask(), self._promise
 
     def tell(self, objectives: ArrayLike, violations: ArrayLike | None = None) -> None:
@@ -208,7 +209,6 @@ class SurrogateSearch:
         self._exploration = float(np.clip(_TRUSTED - trust, 0.0, _MOST_EXPLORATION))
 
     def _modelled(self, models: _Models, wanted: int, taken: set[str]) -> list[Genes]:
-        self._promise = 0.0
         self._exploration_to(models)
         free = round(wanted * self._exploration)
         pool = self._pool(models)

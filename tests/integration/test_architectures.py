@@ -43,6 +43,7 @@ def experiment(module_experiment):
             "search": module_experiment.search.model_copy(
                 update={**search, "evaluations": EVALUATIONS, "seed_budgets": 1}
             ),
+            "evaluation": module_experiment.evaluation.model_copy(update={"test_points": None}),
         }
     )
 

@@ -17,6 +17,7 @@ def test_there_are_experiments() -> None:
         "quickstart",
         "deit_tiny_imagenet",
         "mobilenetv2_imagenet",
+        "mobilevit_family_cifar10",
         "mobilevit_xxs_cifar10",
         "mobilevitv2_050_cifar10",
     }

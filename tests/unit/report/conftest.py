@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evoquant.types.front import FrontDocument, ParetoPoint, TestedAccuracy
+from evoquant.types.front import FloatAccuracy, FrontArchitecture, FrontDocument, ParetoPoint, TestedAccuracy
 from evoquant.types.graph import Group, ModelGraph, Op, OpKind, Role
 from evoquant.types.precision import FLOAT, CalibrationMethod, LayerQuantConfig, QuantizationScheme
 
@@ -157,4 +157,26 @@ def document(graph: ModelGraph) -> FrontDocument:
             "machine": {"cpu": "x86-64, AVX2", "cores": 2},
             "command": "evoquant search <x>.yaml",
         },
+    )
+
+
+@pytest.fixture(scope="session")
+def family(document: FrontDocument) -> FrontDocument:
+    """The same front shared by two architectures, the second of which has its lower half."""
+
+    def owned(point: ParetoPoint, index: int, prefix: str = "") -> ParetoPoint:
+        name = "large" if index % 2 == 0 else "small"
+        mark = prefix if name == "small" else ""
+        return replace(point, id=f"{mark}{point.id}", name=f"{name} {point.name}", architecture=name)
+
+    own = FloatAccuracy(512, 90.0, 0.31, 0.0, 0.0)
+    behind = FloatAccuracy(512, 87.5, 0.39, 0.08, 0.02)
+    return replace(
+        document,
+        front=tuple(owned(point, index) for index, point in enumerate(document.front)),
+        baselines=tuple(owned(point, index, "small.") for index, point in enumerate(document.baselines)),
+        architectures=(
+            FrontArchitecture("large", "mobilevit_demo", 64, 300, own, own),
+            FrontArchitecture("small", "mobilevit_demo", 48, 80, behind),
+        ),
     )

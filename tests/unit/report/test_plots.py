@@ -169,3 +169,13 @@ def test_non_dominated_by_definition(points: list[tuple[float, float]]) -> None:
 def test_a_window_holds_its_points(points: list[tuple[float, float]]) -> None:
     window = Window.around(points)
     assert all(window.holds(point) for point in points)
+
+
+def test_architectures_have_marks_of_their_own(family: FrontDocument) -> None:
+    figure = plot_objective_pairs(family)
+    assert [text.get_text() for text in figure.legends[0].get_texts()][1:3] == ["large", "small"]
+    axes = panels(figure)[0]
+    assert axes.get_ylabel() == "KL + offset: loss above the best FP32 (nats)"
+    sizes = [len(drawn.get_offsets()) for drawn in axes.collections]
+    assert sizes.count(len(family.front) // 2) == 2
+    assert inked(plot_accuracy(family)) > 0.02

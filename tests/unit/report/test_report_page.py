@@ -107,3 +107,15 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, document: FrontDocument
     with pytest.raises(RunError, match=r"Cannot write the report to "):
         write_report(tmp_path, replace(document, front=(), knee=None))
     assert {path.name for path in tmp_path.iterdir()} == {"plots", "report.html"}
+
+
+def test_architectures_have_a_table_and_maps_of_their_own(
+    tmp_path: Path, family: FrontDocument, graph: ModelGraph
+) -> None:
+    page = write_report(tmp_path, family, {"large": graph}).read_text()
+    assert "<h2>Architectures</h2>" in page
+    assert "<td>small</td><td>mobilevit_demo</td><td>48</td><td>87.50</td>" in page
+    assert "0.0800 ± 0.0200" in page
+    files = {path.stem for path in (tmp_path / "plots").glob("*.png")}
+    assert files == NAMES - {"front_bits"} | {"front_bits_large", "front_bits_small"}
+    assert FrontDocument.from_dict(family.to_dict()).architectures == family.architectures

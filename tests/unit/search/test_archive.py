@@ -99,6 +99,12 @@ def test_the_reference_point_is_derived_and_capped():
     assert ReferencePoint.derive([[0.0, 5.0]]).point == pytest.approx((0.1, 5.5))
 
 
+def test_a_moved_box_keeps_the_volumes_of_what_moves_with_it():
+    box, points = ReferencePoint((1.0, 2.0), (0.0, 0.0)), np.array([[0.2, 1.5], [0.7, 0.1]])
+    by = np.array([-0.3, 4.0])
+    assert box.moved(by).hypervolume(points + by) == pytest.approx(box.hypervolume(points))
+
+
 def test_reference_points_that_cannot_be():
     with pytest.raises(InfeasibleError, match="No candidate could be evaluated"):
         ReferencePoint.derive([[np.nan, 1.0]])
