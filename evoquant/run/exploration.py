@@ -93,6 +93,7 @@ class Exploration:
         self.evaluated: list[dict[str, float]] = []
         self.seen: set[str] = set()
         self.images_of: Counter[str] = Counter()
+        self.seconds = 0.0
         self.offered_images = 0
         self._looks = tuple(looks)
         self._scores: dict[str, Scores] = {}
@@ -193,6 +194,7 @@ class Exploration:
         for record, is_new in zip(records, new, strict=True):
             if is_new and record.result is not None:
                 self.images_of[record.phenotype] = int(record.result["images"])
+                self.seconds += record.seconds
         entries, objectives, excess = self._judge(answered, race)
         if self.archive.reference is None:
             early = [entry.objectives for entry in self._early if not entry.has_failed]

@@ -43,6 +43,7 @@ class FrontSearch:
         self.searches = searches
         self.contenders = [search for search in searches if isinstance(search, Contender)]
         self.comparisons: list[Comparison] = []
+        self._costs: list[tuple[int, float]] = []
         self.float_on_test: Mapping[str, FloatAccuracy] = {}
         self._experiment = experiment
         self._spent, self._provenance = spent, provenance
@@ -85,6 +86,14 @@ class FrontSearch:
         left = self._experiment.search.evaluations - self.archive.evaluations
         chosen = most_promising(self.contenders, left)
         return chosen or self.searches[0], [] if chosen is None else await chosen.step(on_record)
+
+    def record(self) -> float:
+        """Note the present hypervolume, and what it took, in the history, and return it."""
+        explorations = [search.exploration for search in self.searches]
+        images = sum(exploration.images + exploration.offered_images for exploration in explorations)
+        images += sum(search.probe_images for search in self.searches)
+        self._costs.append((images, sum(exploration.seconds for exploration in explorations)))
+        return self.archive.record()
 
     def limit_reached(self) -> bool:
         """Whether the budget of evaluations, of time, or of generations without progress is spent."""
@@ -166,6 +175,7 @@ class FrontSearch:
             hypervolume=0.0 if reference is None else archive.hypervolume,
             reference_point={} if reference is None else dict(zip(names, reference.point, strict=True)),
             hypervolume_history=archive.history,
+            hypervolume_costs=tuple(self._costs),
             evaluated=tuple(chain.from_iterable(search.exploration.evaluated for search in self.searches)),
             evaluations=archive.evaluations,
             failures=archive.failures,

@@ -273,7 +273,7 @@ class Session:
         )
 
     def _close_generation(self, front: FrontSearch, search: TargetSearch) -> None:
-        hypervolume = front.archive.record()
+        hypervolume = front.record()
         document = self._write(front, "interrupted", is_draft=True)
         done = len(set().union(*(entry.exploration.seen for entry in self._searches)))
         self._listener(

@@ -145,6 +145,7 @@ def document(graph: ModelGraph) -> FrontDocument:
         hypervolume=history[-1][1],
         reference_point={"kl": 1.0, "latency_ms": 5.0, "energy_mj": 0.4, "memory_mb": 2.0},
         hypervolume_history=tuple(history),
+        hypervolume_costs=tuple((64 * count, 0.5 * count) for count, _ in history),
         evaluated=(*evaluated, *(point.objectives for point in front)),
         evaluations=400,
         failures=2,

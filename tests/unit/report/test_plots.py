@@ -122,13 +122,23 @@ def test_heat_maps_are_bits(document: FrontDocument, graph: ModelGraph) -> None:
 
 
 def test_hypervolume_ends_with_its_value(document: FrontDocument) -> None:
-    axes = panels(plot_hypervolume(document))[0]
-    assert labels(axes)[0].get_text() == f"{document.hypervolume:.4f}"
+    over_images, over_time = panels(plot_hypervolume(document))[:2]
+    for axes, column in ((over_images, 0), (over_time, 1)):
+        assert labels(axes)[0].get_text() == f"{document.hypervolume:.4f}"
+        assert np.array_equal(axes.lines[0].get_xdata(), [cost[column] for cost in document.hypervolume_costs])
+    names = [label.get_text() for label in labels(over_images)[1:]]
+    assert names == [comparison.name for comparison in document.comparisons]
+
+
+def test_a_front_of_an_earlier_version_is_drawn_over_evaluations(document: FrontDocument) -> None:
+    (axes,) = panels(plot_hypervolume(replace(document, hypervolume_costs=())))
     assert np.array_equal(axes.lines[0].get_xdata(), [count for count, _ in document.hypervolume_history])
 
 
 def bare(document: FrontDocument) -> FrontDocument:
-    return replace(document, front=(), baselines=(), evaluated=(), knee=None, hypervolume_history=())
+    return replace(
+        document, front=(), baselines=(), evaluated=(), knee=None, hypervolume_history=(), hypervolume_costs=()
+    )
 
 
 def untested(document: FrontDocument) -> FrontDocument:
