@@ -140,8 +140,9 @@ def load_model(experiment: Experiment) -> nn.Module:
         models.load_weights(model, spec.checkpoint)
     elif spec.pretrained and is_embedded:
         models.load_weights(model, folder("embedded") / f"{models.EMBEDDED_MODEL}.safetensors")
-    if spec.image_size is not None and hasattr(model, "set_input_size"):  # position embeddings are of one size
-        model.set_input_size(img_size=(spec.image_size, spec.image_size))
+    resize: Callable[..., None] | None = getattr(model, "set_input_size", None)
+    if spec.image_size is not None and resize is not None:  # position embeddings are of one size
+        resize(img_size=(spec.image_size, spec.image_size))
     return model.eval()
 
 
