@@ -140,8 +140,8 @@ def load_model(experiment: Experiment) -> nn.Module:
         models.load_weights(model, spec.checkpoint)
     elif spec.pretrained and is_embedded:
         models.load_weights(model, folder("embedded") / f"{models.EMBEDDED_MODEL}.safetensors")
-    resize = getattr(model, "set_input_size", None)  # position embeddings are of one size
-    if spec.image_size is not None and callable(resize):
+    resize: Callable[..., None] | None = getattr(model, "set_input_size", None)
+    if spec.image_size is not None and resize is not None:  # position embeddings are of one size
         resize(img_size=(spec.image_size, spec.image_size))
     return model.eval()
 

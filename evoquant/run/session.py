@@ -54,19 +54,12 @@ class Subject:
     Attributes:
         name: What the experiment calls it; None: it is the only one.
         bench: Model and images.
-        evaluations: Evaluates its plans.
-        searches: One for each device.
+        evaluations: Evaluates its plans, for all of its searches.
     """
 
     name: str | None
     bench: Workbench
     evaluations: Evaluations
-    searches: Sequence[TargetSearch]
-
-    @property
-    def images(self) -> int:
-        """Images of one evaluation."""
-        return len(self.bench.evaluator.images("selection").labels)
 
 
 class Session:
@@ -143,9 +136,13 @@ class Session:
     def _searches(self) -> list[TargetSearch]:
         return [search for front in self._fronts for search in front.searches]
 
+    def _of(self, subject: Subject) -> list[TargetSearch]:
+        """The searches of one architecture, one for each device."""
+        return [search for search in self._searches if search.evaluations is subject.evaluations]
+
     @property
     def _selection_images(self) -> int:
-        return self._subjects[0].images
+        return len(self._subjects[0].bench.evaluator.images("selection").labels)
 
     async def _evaluate_baselines(self) -> None:
         """The presets of every architecture; they fix the scale of a front that several share."""
@@ -168,13 +165,13 @@ class Session:
     async def _evaluate_presets(self, subject: Subject) -> list[float]:
         """The presets in the form that each device executes; equal ones are evaluated once, in so many seconds each."""
         plans: dict[str, Plan] = {}
-        for search in subject.searches:
+        for search in self._of(subject):
             plans |= {plan_hash(plan): plan for plan in search.target.presets.values()}
             for name, reason in search.target.refused.items():
                 self._listener(events.Noticed(f"No baseline {name}: {reason}"))
         answers = await subject.evaluations.of(list(plans.values()), split="selection")
         records = dict(zip(plans, answers, strict=True))
-        for search in subject.searches:
+        for search in self._of(subject):
             for name, plan in search.target.presets.items():
                 record = records[plan_hash(plan)]
                 if search.judged.take(plan, record) is None:
@@ -189,7 +186,7 @@ class Session:
         search = self._experiment.search
         if not search.sensitivity:
             return
-        space = probe_space(subject.bench.experiment, [entry.target for entry in subject.searches])
+        space = probe_space(subject.bench.experiment, [entry.target for entry in self._of(subject)])
         named = "" if subject.name is None else f"{subject.name}, "
         self._listener(events.StageStarted("sensitivity", f"{named}{len(space.groups)} groups"))
         note = PROBES if subject.name is None else f"{PROBES} {subject.name}"
@@ -214,7 +211,7 @@ class Session:
         ratio = table.passes / max(table.full_passes, 1)
         self._listener(events.SensitivityProbed(table.probes, table.images, ratio, known is not None))
         self._spent.images += round(table.passes)
-        for entry in subject.searches:
+        for entry in self._of(subject):
             entry.probes = translated(table, space, entry.target.space)
 
     async def _take_over(self, subject: Subject) -> None:

@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -83,7 +83,7 @@ async def run_experiment(
     read_space(experiment.space)  # wrong devices, spaces and runs are refused before minutes go into the model
     if experiment.search.warm_start is not None:
         read_earlier(experiment.search.warm_start)
-    benches = {}
+    benches: dict[str | None, Workbench] = {}
     for name, alone in experiment.by_architecture().items():
         if name is not None:
             notify("architecture", name)
@@ -95,23 +95,11 @@ async def run_experiment(
     folders = target_folders(run_folder, devices)
     with _journal(run_folder, _identity(experiment, benches, spaces, list(devices.values()))) as journal:
         targets = {
-            name: [
-                await asyncio.to_thread(
-                    open_target,
-                    experiment,
-                    device_name,
-                    device,
-                    space,
-                    classes=bench.classes,
-                    kept=own[0] / latency_table(name),
-                    notify=lambda told: notify("latency", told),
-                )
-                for (device_name, device), space, own in zip(devices.items(), spaces[name], folders, strict=True)
-            ]
+            name: await _open_targets(experiment, name, bench, devices, spaces[name], folders, notify)
             for name, bench in benches.items()
         }
         provenances = [
-            _provenance(experiment, benches, {name: targets[name][index] for name in benches})
+            _provenance(experiment, benches, {name: opened[index] for name, opened in targets.items()})
             for index in range(len(devices))
         ]
         for index, (own, provenance) in enumerate(zip(folders, provenances, strict=True)):
@@ -126,24 +114,36 @@ async def run_experiment(
             }
             spent = Spent()
             fronts = _fronts(experiment, benches, targets, evaluations, spent, provenances)
-            subjects = [
-                Subject(
-                    name,
-                    bench,
-                    evaluations[name],
-                    [
-                        search
-                        for front in fronts
-                        for search in front.searches
-                        if search.evaluations is evaluations[name]
-                    ],
-                )
-                for name, bench in benches.items()
-            ]
+            subjects = [Subject(name, bench, evaluations[name]) for name, bench in benches.items()]
             session = Session(
                 experiment, subjects, fronts, folders=folders, journal=journal, listener=tell, spent=spent
             )
             return await session.run()
+
+
+async def _open_targets(
+    experiment: Experiment,
+    architecture: str | None,
+    bench: Workbench,
+    devices: Mapping[str, Device],
+    spaces: Sequence[SearchSpace],
+    folders: Sequence[Sequence[Path]],
+    notify: Callable[[str, str], None],
+) -> list[Target]:
+    """The devices as they execute one architecture."""
+    return [
+        await asyncio.to_thread(
+            open_target,
+            experiment,
+            name,
+            device,
+            space,
+            classes=bench.classes,
+            kept=own[0] / latency_table(architecture),
+            notify=lambda told: notify("latency", told),
+        )
+        for (name, device), space, own in zip(devices.items(), spaces, folders, strict=True)
+    ]
 
 
 def _fronts(
