@@ -228,7 +228,7 @@ class Session:
             self._journal.keep(note, known)
         taken = [{name: LayerQuantConfig.from_dict(entry) for name, entry in plan.items()} for plan in known["plans"]]
         self._listener(events.Noticed(f"{len(taken)} plans of {run} join the seeds."))
-        for entry in subject.searches:
+        for entry in self._of(subject):
             entry.warm = taken
 
     async def _search(self) -> None:
