@@ -28,7 +28,7 @@ def promise(
 
     Args:
         experiment: The run.
-        seconds: Times of evaluations on the selection images, at least one.
+        seconds: For each architecture the time of an evaluation on the selection images.
         operations: Operations of the model.
         images: Selection images.
         targets: Devices of the run: they share the search, and each has its own searches to compare with.
@@ -36,7 +36,7 @@ def promise(
     search, workers = experiment.search, experiment.evaluation.parallel_evaluations
     rounds = 1 + targets * len(search.baselines)
     evaluations = search.evaluations * rounds
-    each = statistics.median(seconds)
+    each = statistics.fmean(seconds)
     total = evaluations * each / workers
     if search.minutes is not None:
         total = min(total, 60 * search.minutes * rounds)
