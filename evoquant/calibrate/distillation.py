@@ -1,8 +1,8 @@
 """Distillation: all that a plan leaves free learns, at once, what the floating-point model answers.
 
-Weights that were fitted one after the other make good what each loses alone. Here codes, scales, biases and norms
-follow the gradient of the divergence of the class probabilities. No labels are needed, so random crops and mixtures of
-a few calibration images give as many targets as there are steps.
+Weights that are fitted one after the other make good what each loses. Here codes, scales, biases and norms follow the
+gradient of the divergence of the class probabilities. No labels are needed, so random crops and mixtures of a few
+calibration images give as many targets as there are steps.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class _Student(fx.Interpreter):
     def groups(self, settings: DistillationSpec) -> list[dict[str, Any]]:
         """What is learned, with its rate."""
         weights = self._weights.values()
-        scaled = [*self._quantizers.values(), *weights]
+        scaled: list[LearnedQuantizer | LearnedWeight] = [*self._quantizers.values(), *weights]
         return [
             {"params": [weight.codes for weight in weights if weight.is_learned], "lr": settings.code_rate},
             {

@@ -110,7 +110,8 @@ class LearnedQuantizer:
         if params.axis is not None:
             shape = [-1 if axis == params.axis else 1 for axis in range(x.ndim)]
             scale, zero_point, first, last = (values.view(shape) for values in (scale, zero_point, first, last))
-        quantized: Tensor = _StraightThrough.apply(x, scale, lattice_of(params, zero_point=zero_point), first, last)
+        lattice = lattice_of(params, zero_point=zero_point)
+        quantized: Tensor = _StraightThrough.apply(x, scale, lattice, first, last)  # type: ignore[no-untyped-call]
         return quantized
 
     def result(self) -> QuantParams:

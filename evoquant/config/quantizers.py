@@ -28,7 +28,7 @@ class RoundingSpec(BaseModel):
 
 
 class DistillationSpec(BaseModel):
-    """How a finalist learns from the floating-point model, once its weights are fitted one after the other.
+    """How a finalist learns from the floating-point model, starting with the weights of the search.
 
     Attributes:
         steps: Steps of the whole network; 0 leaves learning out.
@@ -42,10 +42,10 @@ class DistillationSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: NonNegativeInt = 200
+    steps: NonNegativeInt = 150
     batch_size: PositiveInt = 8
-    code_rate: NonNegativeFloat = 0.003
-    scale_rate: NonNegativeFloat = 0.001
+    code_rate: NonNegativeFloat = 0.005
+    scale_rate: NonNegativeFloat = 0.002
     bias_rate: NonNegativeFloat = 0.001
     seed: int = 0
 

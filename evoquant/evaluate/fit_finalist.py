@@ -9,7 +9,9 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from evoquant.calibrate.augment import augmented
 from evoquant.calibrate.distillation import distil
 from evoquant.calibrate.fitted import FittedParameters
 from evoquant.calibrate.moments import HELD_OUT_EVERY
@@ -22,6 +24,9 @@ from evoquant.evaluate.workbench import Workbench
 SHARES_OF_FLOAT = (0.0, 1.0)
 """What a weight is fitted to: the output that the operation alone loses, or also what was lost before it."""
 
+CHANGES = 2
+"""Random changes of each held-out image that judge beside it: a few images with great divergences decide else."""
+
 
 @dataclass(frozen=True, slots=True)
 class FitReport:
@@ -29,9 +34,10 @@ class FitReport:
 
     Attributes:
         kept: ``search``: the weights of the search; ``sequential``: fitted one after the other to quantized inputs;
-            ``learned``: the rounding of blocks is learned as well; ``distilled``: the best of these, and then all that
-            the plan leaves free, taught by the floating-point model.
-        divergences: Mean divergence on the calibration images that nothing was fitted to, in nats, of what was tried.
+            ``learned``: the rounding of blocks is learned as well; ``distilled``: all that the plan leaves free, from
+            the weights of the search on, is taught by the floating-point model.
+        divergences: Mean divergence on the calibration images that nothing was fitted to and on random changes of
+            them, in nats, of what was tried.
         held_out_images: How many those are.
         seconds: What it took.
     """
@@ -47,7 +53,7 @@ class FitReport:
 
 
 def fit_finalist(bench: Workbench, plan: Plan) -> tuple[Finalist, FitReport]:
-    """Fit the parameters of a plan to the calibration images: weights in the order of computation, then all at once.
+    """Fit the parameters of a plan to the calibration images: weights in the order of computation, or all at once.
 
     Each way is tried, and the one is kept with the least divergence on calibration images that nothing was fitted to.
     As these also choose between regularizations of single weights, they are no test: judge on other images.
@@ -68,7 +74,7 @@ def fit_finalist(bench: Workbench, plan: Plan) -> tuple[Finalist, FitReport]:
     batches = list(bench.calibration.batches(bench.experiment.evaluation.batch_size))
     images = torch.cat(batches)
     is_held_out = (torch.arange(len(images)) + 1) % HELD_OUT_EVERY == 0
-    held_out = images[is_held_out]
+    held_out = _with_changes(images[is_held_out])
     reference = bench.captured(held_out)
 
     def judged(fitted: FittedParameters) -> float:
@@ -90,11 +96,16 @@ def fit_finalist(bench: Workbench, plan: Plan) -> tuple[Finalist, FitReport]:
     if settings.rounding.iterations:
         found["learned"] = FittedParameters(in_order(share_of_float=best_share, rounding=settings.rounding))
         divergences["learned"] = judged(found["learned"])
-    kept = min(divergences, key=lambda name: divergences[name])
     if settings.distillation.steps:
-        start = operands.with_fitted(plan, found[kept]).parameters(plan)
+        start = operands.parameters(plan)
         found["distilled"] = distil(bench.captured, start, images[~is_held_out], settings.distillation)
         divergences["distilled"] = judged(found["distilled"])
-        kept = min(kept, "distilled", key=lambda name: divergences[name])
-    report = FitReport(kept, divergences, len(held_out), perf_counter() - started)
+    kept = min(divergences, key=lambda name: divergences[name])
+    report = FitReport(kept, divergences, int(is_held_out.sum()), perf_counter() - started)
     return Finalist(plan, found[kept]), report
+
+
+def _with_changes(images: Tensor) -> Tensor:
+    """Images and random changes of them."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.cat([images, *(augmented(images, generator) for _ in range(CHANGES))])
