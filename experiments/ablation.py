@@ -18,11 +18,15 @@ from typing import Any
 from evoquant.api import compare_quantization_methods
 from evoquant.config import Experiment, load_experiment
 from evoquant.config.preparation import RescalingStep
-from evoquant.config.quantizers import CompensationSpec, RoundingSpec
+from evoquant.config.quantizers import CompensationSpec, DistillationSpec, RoundingSpec
 from evoquant.evaluate.methods import METHODS, PRECISIONS, Method, in_equal_steps
 
 NEAREST = CompensationSpec(
-    weight_compensation="none", bias_correction=False, ridges=(), rounding=RoundingSpec(iterations=0)
+    weight_compensation="none",
+    bias_correction=False,
+    ridges=(),
+    rounding=RoundingSpec(iterations=0),
+    distillation=DistillationSpec(steps=0),
 )
 RESCALING: tuple[RescalingStep, ...] = ("depthwise", "norms", "chains", "similarities", "values")
 
@@ -32,7 +36,7 @@ def steps() -> list[Method]:
     full = METHODS["full"]
     found = [replace(METHODS["minmax"], name="plain min-max")]
     twin = replace(full, name="+ twin codes", rescaling=(), compensation=NEAREST)
-    found.append(replace(twin, name="+ ranges by Fisher cost", plan=in_equal_steps(full.plan)))
+    found.append(replace(twin, name="+ ranges by Fisher cost", make_plan=in_equal_steps(full.plan)))
     found.append(twin)
     for count, step in enumerate(RESCALING, 1):
         found.append(replace(twin, name=f"+ rescaling: {step}", rescaling=RESCALING[:count]))
@@ -41,10 +45,12 @@ def steps() -> list[Method]:
     compensated = bias.model_copy(update={"weight_compensation": "gptq"})
     ridge = compensated.model_copy(update={"ridges": CompensationSpec().ridges})
     learned = ridge.model_copy(update={"rounding": RoundingSpec()})
+    distilled = learned.model_copy(update={"distillation": DistillationSpec()})
     found.append(replace(rescaled, name="+ bias correction", compensation=bias))
     found.append(replace(rescaled, name="+ weight compensation", compensation=compensated))
     found.append(replace(rescaled, name="+ fitted in order, with ridge", compensation=ridge, is_fitted=True))
     found.append(replace(rescaled, name="+ learned rounding", compensation=learned, is_fitted=True))
+    found.append(replace(rescaled, name="+ distillation", compensation=distilled, is_fitted=True))
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -158,7 +157,7 @@ def judged_plan(
         if save is not None:
             save_finalist(plan, save)
     if isinstance(plan, Finalist):
-        bench = replace(bench, evaluator=bench.evaluator.with_weights(plan.plan, plan.weights))
+        bench = bench.with_fitted(plan.plan, plan.fitted)
         plan = plan.plan
     figures = judge(bench, plan, split)
     fit = None if report is None else report.to_dict()

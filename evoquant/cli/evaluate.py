@@ -22,7 +22,7 @@ from evoquant.run.plans import architecture_of, complete, read_plan
 
 Split = Literal["selection", "test"]
 FITTED = ".safetensors"
-"""Files of fitted weights end with it."""
+"""Files of finalists end with it."""
 
 
 def evaluate(
@@ -33,7 +33,9 @@ def evaluate(
     split: Annotated[Split, typer.Option(help="Image set to judge on.")] = "test",
     images: Annotated[Path | None, typer.Option(help="Other images of the same task.", show_default=False)] = None,
     labels: Annotated[Path | None, typer.Option(help="Their labels (CSV: file,label).", show_default=False)] = None,
-    fitted: Annotated[bool, typer.Option("--fitted", help="Fit the weights to the plan first, for minutes.")] = False,
+    fitted: Annotated[
+        bool, typer.Option("--fitted", help="Fit weights, norms and scales to the plan first, for minutes.")
+    ] = False,
     save: Annotated[Path | None, typer.Option(help="Write the fitted weights to it.", show_default=False)] = None,
     architecture: Architecture = None,
     as_json: AsJson = False,
@@ -108,7 +110,7 @@ def _show_one(console: Console, document: Mapping[str, Any]) -> None:
     )
     console.print(f"Latency is {document['latency_kind']} on {document['device']}, batch size 1.")
     if document["fit"] is not None:
-        console.print(f"Weights: {document['fit']['kept']}, after {document['seconds']:.0f} s.")
+        console.print(f"Kept: {document['fit']['kept']}, after {document['seconds']:.0f} s.")
 
 
 def _show_many(console: Console, document: Mapping[str, Any]) -> None:

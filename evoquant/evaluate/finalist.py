@@ -1,10 +1,10 @@
-"""A plan with weights of its own: what is worth more time than a candidate of a search gets."""
+"""A plan with parameters of its own: what is worth more time than a candidate of a search gets."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,57 +14,56 @@ from torch import Tensor
 
 from evoquant.calibrate.cache import write_whole
 from evoquant.calibrate.compensate import QuantizedWeight
+from evoquant.calibrate.fitted import FittedParameters
 from evoquant.errors import DataError
 from evoquant.evaluate.simulate import Plan
 from evoquant.quant import QuantParams
 from evoquant.types import LayerQuantConfig, QuantizationScheme
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _METADATA = "evoquant.finalist"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Finalist:
-    """A plan whose weights were fitted to it as a whole.
+    """A plan with what was fitted to it as a whole.
 
     Attributes:
         plan: Precision of every operation.
-        weights: By operation; what is not in it is quantized as in the search.
+        fitted: Weights, norms, and scales of activations; what is not in it is as in the search.
     """
 
     plan: Plan
-    weights: Mapping[str, QuantizedWeight]
+    fitted: FittedParameters
 
 
 def save_finalist(finalist: Finalist, path: Path) -> None:
-    """Write plan, weights, scales and biases to one safetensors file, all or nothing.
+    """Write plan, weights, scales, biases and norms to one safetensors file, all or nothing.
 
     Raises:
         DataError: If the file cannot be written.
     """
-    tensors: dict[str, Tensor] = {}
-    described: dict[str, Any] = {}
-    for name, stored in finalist.weights.items():
-        params = stored.params
+    fitted = finalist.fitted
+    tensors = {f"norm/{norm}": value.contiguous() for norm, value in fitted.norms.items()}
+    weights: dict[str, Any] = {}
+    for name, stored in fitted.weights.items():
         tensors[f"{name}/weight"] = stored.weight.contiguous()
-        tensors[f"{name}/scale"] = params.scale.contiguous()
-        tensors[f"{name}/zero_point"] = params.zero_point.contiguous()
         if stored.bias is not None:
             tensors[f"{name}/bias"] = stored.bias.contiguous()
-        described[name] = {
-            "scheme": params.scheme.value,
-            "bits": params.bits,
-            "q_min": params.q_min,
-            "q_max": params.q_max,
-            "axis": params.axis,
-            "group_size": params.group_size,
+        weights[name] = {
+            "params": _described(name, stored.params, tensors),
             "steps": list(stored.steps),
             "error": stored.error,
         }
     header = {
         "version": FORMAT_VERSION,
         "plan": {name: config.to_dict() for name, config in finalist.plan.items()},
-        "weights": described,
+        "weights": weights,
+        "norms": list(fitted.norms),
+        "activations": [
+            {"operand": key, "params": _described(f"activation/{index}", params, tensors)}
+            for index, (key, params) in enumerate(fitted.activations.items())
+        ],
     }
     write_whole(path, save(tensors, metadata={_METADATA: json.dumps(header)}))
 
@@ -79,32 +78,43 @@ def load_finalist(path: Path) -> Finalist:
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()[_METADATA])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-        version, plan, weights = header["version"], header["plan"], header["weights"]
-        if version == FORMAT_VERSION:
-            return Finalist(
-                {name: LayerQuantConfig.from_dict(config) for name, config in plan.items()},
-                {name: _read(name, described, tensors) for name, described in weights.items()},
-            )
+        if header["version"] == FORMAT_VERSION:
+            return _read(header, tensors)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: cannot read a finalist ({error}).") from error
-    raise DataError(f"{path}: expected a finalist of version {FORMAT_VERSION}, but got {version}.")
+    raise DataError(
+        f"{path}: expected a finalist of version {FORMAT_VERSION}, but got {header['version']}. Fit the plan again."
+    )
 
 
-def _read(name: str, described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QuantizedWeight:
-    params = QuantParams(
-        QuantizationScheme(described["scheme"]),
-        described["bits"],
-        tensors[f"{name}/scale"],
-        tensors[f"{name}/zero_point"],
-        described["q_min"],
-        described["q_max"],
-        described["axis"],
-        described["group_size"],
-    )
-    return QuantizedWeight(
-        tensors[f"{name}/weight"],
-        params,
-        tensors.get(f"{name}/bias"),
-        tuple(described["steps"]),
-        described["error"],
-    )
+def _read(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Finalist:
+    weights = {
+        name: QuantizedWeight(
+            tensors[f"{name}/weight"],
+            _params(name, stored["params"], tensors),
+            tensors.get(f"{name}/bias"),
+            tuple(stored["steps"]),
+            stored["error"],
+        )
+        for name, stored in header["weights"].items()
+    }
+    norms = {name: tensors[f"norm/{name}"] for name in header["norms"]}
+    activations = {}
+    for index, stored in enumerate(header["activations"]):
+        group, node, operand = stored["operand"]
+        activations[group, node, operand] = _params(f"activation/{index}", stored["params"], tensors)
+    plan = {name: LayerQuantConfig.from_dict(config) for name, config in header["plan"].items()}
+    return Finalist(plan, FittedParameters(weights, norms, activations))
+
+
+def _described(name: str, params: QuantParams, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Plain JSON values of parameters, whose tensors are stored under this name."""
+    tensors[f"{name}/scale"] = params.scale.contiguous()
+    tensors[f"{name}/zero_point"] = params.zero_point.contiguous()
+    described = {field.name: getattr(params, field.name) for field in fields(params)}
+    return {**described, "scheme": params.scheme.value, "scale": None, "zero_point": None}
+
+
+def _params(name: str, described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QuantParams:
+    stored = {"scale": tensors[f"{name}/scale"], "zero_point": tensors[f"{name}/zero_point"]}
+    return QuantParams(**{**described, **stored, "scheme": QuantizationScheme(described["scheme"])})

@@ -1,16 +1,19 @@
-"""Fitting the weights of one plan as a whole: more time than a candidate of a search gets, under the guard."""
+"""Fitting one plan as a whole: more time than a candidate of a search gets, under the guard."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from evoquant.calibrate.compensate import QuantizedWeight
+from evoquant.calibrate.augment import augmented
+from evoquant.calibrate.distillation import distil
+from evoquant.calibrate.fitted import FittedParameters
 from evoquant.calibrate.moments import HELD_OUT_EVERY
 from evoquant.calibrate.sequential import fit_sequentially
 from evoquant.evaluate.finalist import Finalist
@@ -21,6 +24,9 @@ from evoquant.evaluate.workbench import Workbench
 SHARES_OF_FLOAT = (0.0, 1.0)
 """What a weight is fitted to: the output that the operation alone loses, or also what was lost before it."""
 
+CHANGES = 2
+"""Random changes of each held-out image that judge beside it: a few images with great divergences decide else."""
+
 
 @dataclass(frozen=True, slots=True)
 class FitReport:
@@ -28,8 +34,10 @@ class FitReport:
 
     Attributes:
         kept: ``search``: the weights of the search; ``sequential``: fitted one after the other to quantized inputs;
-            ``learned``: the rounding of blocks is learned as well.
-        divergences: Mean divergence on the calibration images that nothing was fitted to, in nats, of what was tried.
+            ``learned``: the rounding of blocks is learned as well; ``distilled``: all that the plan leaves free, from
+            the weights of the search on, is taught by the floating-point model.
+        divergences: Mean divergence on the calibration images that nothing was fitted to and on random changes of
+            them, in nats, of what was tried.
         held_out_images: How many those are.
         seconds: What it took.
     """
@@ -45,7 +53,7 @@ class FitReport:
 
 
 def fit_finalist(bench: Workbench, plan: Plan) -> tuple[Finalist, FitReport]:
-    """Fit the weights of a plan to the calibration images, in the order of computation.
+    """Fit the parameters of a plan to the calibration images: weights in the order of computation, or all at once.
 
     Each way is tried, and the one is kept with the least divergence on calibration images that nothing was fitted to.
     As these also choose between regularizations of single weights, they are no test: judge on other images.
@@ -55,7 +63,7 @@ def fit_finalist(bench: Workbench, plan: Plan) -> tuple[Finalist, FitReport]:
         plan: Precision of every operation.
 
     Returns:
-        The plan with its weights (none where those of the search are kept), and what it brought.
+        The plan with its parameters (none where those of the search are kept), and what it brought.
 
     Raises:
         DataError: If there are too few calibration images.
@@ -65,41 +73,39 @@ def fit_finalist(bench: Workbench, plan: Plan) -> tuple[Finalist, FitReport]:
     settings = bench.experiment.compensation
     batches = list(bench.calibration.batches(bench.experiment.evaluation.batch_size))
     images = torch.cat(batches)
-    held_out = images[(torch.arange(len(images)) + 1) % HELD_OUT_EVERY == 0]
+    is_held_out = (torch.arange(len(images)) + 1) % HELD_OUT_EVERY == 0
+    held_out = _with_changes(images[is_held_out])
     reference = bench.captured(held_out)
 
-    def judged(weights: Mapping[str, QuantizedWeight]) -> float:
-        return _divergence(bench, plan, weights, held_out, reference)
+    def judged(fitted: FittedParameters) -> float:
+        operands = bench.evaluator.operands.with_fitted(plan, fitted)
+        model = SimulatedModel(operands.captured, operands)
+        model.apply(plan)
+        return float(divergence(model(held_out), reference).mean())
 
-    found: dict[str, Mapping[str, QuantizedWeight]] = {"search": {}}
-    divergences = {"search": judged({})}
-    quantizer = bench.evaluator.operands.quantizer
+    found = {"search": FittedParameters()}
+    divergences = {"search": judged(found["search"])}
+    operands = bench.evaluator.operands
+    in_order = partial(fit_sequentially, bench.captured, plan, batches, operands.quantizer, settings)
     best_share = SHARES_OF_FLOAT[0]
     for share in SHARES_OF_FLOAT:
-        weights = fit_sequentially(bench.captured, plan, batches, quantizer, settings, share_of_float=share)
-        loss = judged(weights)
+        fitted = FittedParameters(in_order(share_of_float=share))
+        loss = judged(fitted)
         if loss < divergences.get("sequential", float("inf")):
-            found["sequential"], divergences["sequential"], best_share = weights, loss, share
+            found["sequential"], divergences["sequential"], best_share = fitted, loss, share
     if settings.rounding.iterations:
-        found["learned"] = fit_sequentially(
-            bench.captured,
-            plan,
-            batches,
-            quantizer,
-            settings,
-            share_of_float=best_share,
-            rounding=settings.rounding,
-        )
+        found["learned"] = FittedParameters(in_order(share_of_float=best_share, rounding=settings.rounding))
         divergences["learned"] = judged(found["learned"])
+    if settings.distillation.steps:
+        start = operands.parameters(plan)
+        found["distilled"] = distil(bench.captured, start, images[~is_held_out], settings.distillation)
+        divergences["distilled"] = judged(found["distilled"])
     kept = min(divergences, key=lambda name: divergences[name])
-    report = FitReport(kept, divergences, len(held_out), perf_counter() - started)
+    report = FitReport(kept, divergences, int(is_held_out.sum()), perf_counter() - started)
     return Finalist(plan, found[kept]), report
 
 
-def _divergence(
-    bench: Workbench, plan: Plan, weights: Mapping[str, QuantizedWeight], images: Tensor, reference: Tensor
-) -> float:
-    operands = bench.evaluator.operands.with_weights(plan, weights)
-    model = SimulatedModel(operands.captured, operands)
-    model.apply(plan)
-    return float(divergence(model(images), reference).mean())
+def _with_changes(images: Tensor) -> Tensor:
+    """Images and random changes of them."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.cat([images, *(augmented(images, generator) for _ in range(CHANGES))])

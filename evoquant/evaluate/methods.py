@@ -13,7 +13,7 @@ import torch
 
 from evoquant.config import Experiment
 from evoquant.config.preparation import RescalingStep
-from evoquant.config.quantizers import CompensationSpec, RoundingSpec
+from evoquant.config.quantizers import CompensationSpec, DistillationSpec, RoundingSpec
 from evoquant.errors import UnknownNameError
 from evoquant.evaluate.metrics import divergence
 from evoquant.evaluate.simulate import Plan
@@ -156,11 +156,11 @@ METHODS: Mapping[str, Method] = {
             "ERQ-type: norms rescaled, ridge and compensation",
             _by(CalibrationMethod.MSE),
             rescaling=("norms",),
-            compensation=CompensationSpec(rounding=RoundingSpec(iterations=0)),
+            compensation=CompensationSpec(rounding=RoundingSpec(iterations=0), distillation=DistillationSpec(steps=0)),
             is_fitted=True,
         ),
         Method("full", "all steps of the experiment", _preset),
-        Method("learned", "all steps, weights fitted and rounding learned", _preset, is_fitted=True),
+        Method("learned", "all steps, fitted, and taught by the floating-point model", _preset, is_fitted=True),
     )
 }
 """By name, in the order of tables."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from threading import Lock
@@ -14,9 +14,11 @@ from evoquant.calibrate import GELU_MINIMUM, SILU_MINIMUM, Statistics, activatio
 from evoquant.calibrate.compensate import QuantizedWeight, SplitError, compensate
 from evoquant.calibrate.fisher import OperandKey, OperandSamples, operand_key
 from evoquant.calibrate.fisher_range import fisher_activation_params, fisher_operand_params
+from evoquant.calibrate.fitted import FittedParameters
 from evoquant.calibrate.moments import SplitMoments
 from evoquant.config.quantizers import CompensationSpec
 from evoquant.graph import CapturedModel
+from evoquant.graph.constants import set_attribute
 from evoquant.quant import FakeQuant, QuantParams, fake_quantize, weight_params
 from evoquant.types import FLOAT_BITS, CalibrationMethod, LayerQuantConfig, Op, QuantizationScheme
 
@@ -58,7 +60,7 @@ class OperandCache:
         self._given: Mapping[tuple[str, LayerQuantConfig], QuantizedWeight] = {}
         self._weights: OrderedDict[tuple[str, LayerQuantConfig], QuantizedWeight] = OrderedDict()
         self._kept_bytes = 0
-        self._quantizers: dict[tuple[OperandKey, LayerQuantConfig], Callable[[Tensor], Tensor]] = {}
+        self._quantizers: dict[tuple[OperandKey, LayerQuantConfig], FakeQuant] = {}
         self._lock = Lock()
 
     def weight(self, op: Op, config: LayerQuantConfig) -> Tensor:
@@ -92,19 +94,45 @@ class OperandCache:
                 self._kept_bytes -= self._weights.popitem(last=False)[1].weight.nbytes
             return self._weights.get(key, made)
 
-    def with_weights(
-        self, plan: Mapping[str, LayerQuantConfig], weights: Mapping[str, QuantizedWeight]
-    ) -> OperandCache:
-        """The same operands, but the given weights where an operation has the precision that it has in the plan."""
+    def with_fitted(self, plan: Mapping[str, LayerQuantConfig], fitted: FittedParameters) -> OperandCache:
+        """The same operands, but what was fitted where an operation has the precision that it has in the plan.
+
+        Norms belong to the model: ``captured`` of the result has those that were fitted.
+        """
+        captured = self.captured.clone()
+        for path, value in fitted.norms.items():
+            set_attribute(captured.program, path, value)
         other = OperandCache(
-            self.captured,
+            captured,
             self.statistics,
             moments=self._moments,
             compensation=self._compensation,
             samples=self._samples,
         )
-        other._given = {(name, weight_part(plan[name])): weight for name, weight in weights.items()}
+        with self._lock:
+            other._weights, other._kept_bytes = self._weights.copy(), self._kept_bytes
+            other._quantizers = self._quantizers.copy()
+        other._given = {(name, weight_part(plan[name])): weight for name, weight in fitted.weights.items()}
+        for op in captured.graph.ops:
+            for index in range(len(op.inputs)):
+                params = fitted.activations.get(operand_key(op, index))
+                if params is not None:
+                    key = (operand_key(op, index), activation_part(index, plan[op.name]))
+                    other._quantizers[key] = FakeQuant(params)
         return other
+
+    def parameters(self, plan: Mapping[str, LayerQuantConfig]) -> FittedParameters:
+        """All weights and activations that a plan does not leave float, as they are quantized."""
+        weights, activations = {}, {}
+        for op in self.captured.graph.ops:
+            config = plan[op.name]
+            if op.weight_count and config.weight_bits != FLOAT_BITS:
+                weights[op.name] = self.quantized_weight(op, config)
+            for index in range(len(op.inputs)):
+                quantizer = self.quantizer(op, index, config)
+                if quantizer is not None:
+                    activations[operand_key(op, index)] = quantizer.params
+        return FittedParameters(weights, activations=activations)
 
     def _quantized(self, op: Op, config: LayerQuantConfig, bias: Tensor | None) -> QuantizedWeight:
         """Round one weight; the bias that comes with it contains ``bias``."""
@@ -117,7 +145,7 @@ class OperandCache:
         error = SplitError.of_float_inputs(self._moments[op.name])
         return compensate(op, original, bias, make_params, error, self._compensation)
 
-    def quantizer(self, op: Op, index: int, config: LayerQuantConfig) -> Callable[[Tensor], Tensor] | None:
+    def quantizer(self, op: Op, index: int, config: LayerQuantConfig) -> FakeQuant | None:
         """The quantizer of one activation operand of ``op``; None where it stays float."""
         config = activation_part(index, config)
         if config.activation_bits == FLOAT_BITS:

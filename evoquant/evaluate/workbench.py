@@ -13,6 +13,7 @@ from torch import nn
 from evoquant import models
 from evoquant.calibrate import Statistics, collect, load_or_collect, statistics_key
 from evoquant.calibrate.fisher import OperandKey, OperandSample, OperandSamples, sample_operands
+from evoquant.calibrate.fitted import FittedParameters
 from evoquant.calibrate.moments import SplitMoments, collect_moments
 from evoquant.calibrate.moments_cache import load_or_collect_moments, moments_key
 from evoquant.config import Experiment, ImageSet, experiment_hash
@@ -22,7 +23,7 @@ from evoquant.evaluate.accuracy import AccuracyEvaluator, ImageSplits, LabelledI
 from evoquant.evaluate.operands import OperandCache
 from evoquant.evaluate.prepare_model import FORMAT_VERSION as PREPARATION_VERSION
 from evoquant.evaluate.prepare_model import PreparationReport, improve
-from evoquant.evaluate.simulate import SimulatedModel
+from evoquant.evaluate.simulate import Plan, SimulatedModel
 from evoquant.graph import CapturedModel, capture, efficientquant_classes, graph_hash
 from evoquant.resources import cache_folder, folder
 
@@ -58,6 +59,13 @@ class Workbench:
     identity: Mapping[str, str]
     calibration: ImageBatchSource
     preparation: PreparationReport
+
+    def with_fitted(self, plan: Plan, fitted: FittedParameters) -> Workbench:
+        """The same images for the model with what was fitted to a plan: what is judged or packed as a finalist."""
+        evaluator = self.evaluator.with_fitted(plan, fitted)
+        captured = evaluator.operands.captured
+        identity = {**self.identity, "program": hash_program(captured)}
+        return replace(self, captured=captured, evaluator=evaluator, identity=identity)
 
     def for_experiment(self, experiment: Experiment) -> Workbench:
         """The same model and images for an experiment that differs in device, space or search only."""
@@ -195,7 +203,7 @@ def prepared(
         DataError: If there are too few images.
     """
     settings = experiment.preparation
-    of_finalists = {"ridges", "rounding"}
+    of_finalists = {"ridges", "rounding", "distillation"}
     rules = [
         settings.model_dump(mode="json"),
         experiment.compensation.model_dump(mode="json", exclude=of_finalists),

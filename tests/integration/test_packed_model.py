@@ -6,11 +6,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from evoquant.calibrate.distillation import distil
 from evoquant.cli.main import APP
 from evoquant.config import experiment_to_yaml
-from evoquant.deploy import compare_packed, export_run, load_packed, pack, save_packed, verify_run
+from evoquant.config.quantizers import DistillationSpec
+from evoquant.deploy import compare_packed, export_run, load_packed, pack, save_packed, verify_packed, verify_run
 from evoquant.errors import ConfigurationError, ModelError
 from evoquant.evaluate import prepare
+from evoquant.evaluate.finalist import Finalist, load_finalist, save_finalist
 from evoquant.hardware.memory import memory
 from evoquant.kernels import info
 from evoquant.run import write_front
@@ -36,6 +39,25 @@ def test_a_preset_keeps_its_classes_and_its_logits(bench, preset, tmp_path):
     assert not model.fallbacks
     again = load_packed(save_packed(model, tmp_path))
     torch.testing.assert_close(again(images.batches[0]), model(images.batches[0]), rtol=0, atol=0)
+
+
+def test_a_finalist_keeps_its_logits_in_a_file_and_in_a_packed_model(bench, tmp_path):
+    """What distillation has changed (codes, scales, biases, norms) reaches the simulation and the kernels alike."""
+    plan = preset_plan("w4a8", bench.captured.graph, bench.classes)
+    start = bench.evaluator.operands.parameters(plan)
+    images = bench.evaluator.images("test")
+    fitted = distil(bench.captured, start, torch.cat(images.batches), DistillationSpec(steps=3))
+    judged = bench.with_fitted(plan, fitted)
+    logits = judged.evaluator.logits(plan, split="test")
+    assert not torch.equal(logits, bench.evaluator.logits(plan, split="test"))
+    save_finalist(Finalist(plan, fitted), tmp_path / "finalist.safetensors")
+    again = load_finalist(tmp_path / "finalist.safetensors")
+    assert again.plan == plan
+    assert torch.equal(bench.with_fitted(again.plan, again.fitted).evaluator.logits(plan, split="test"), logits)
+    model = pack(judged.captured, judged.evaluator.operands, plan)
+    assert verify_packed(model, judged)["accuracy"]["passed"]
+    with pytest.raises(ModelError, match="was made from other weights"):
+        verify_packed(model, bench)
 
 
 @pytest.fixture
