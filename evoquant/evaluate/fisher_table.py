@@ -3,8 +3,8 @@
 A small error in the weights or the activations of a group moves the logits by ``J Δ``, and the divergence of the
 class probabilities grows by half of ``E[(v·J Δ)²]``, v a random direction of the Fisher matrix. ``v·J`` are gradients
 that one backward pass gives for every operand and every weight at once, so that a choice costs its quantization and a
-scalar product: no probe runs the network. Each image is taken apart, and a
-choice is taken to be the sum of its two sides.
+scalar product: no probe runs the network. Each image is taken apart, and a choice is taken to be the sum of its two
+sides.
 """
 
 from __future__ import annotations
