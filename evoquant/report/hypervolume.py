@@ -16,8 +16,8 @@ def plot_hypervolume(document: FrontDocument) -> Figure:
 
     Comparisons stand at the images that they took. A front without these costs is drawn over its evaluations.
     """
-    costs, history = document.hypervolume_costs, document.hypervolume_history
-    figure = new_figure(9.6 if costs else 6.6, 4.0)
+    images, history = document.hypervolume_images, document.hypervolume_history
+    figure = new_figure(9.6 if images else 6.6, 4.0)
     figure.suptitle(f"{document.model} on {document.device}", x=0.02, ha="left", fontsize=11.5, color=INK)
     if not history:
         axes = figure.subplots()
@@ -25,13 +25,12 @@ def plot_hypervolume(document: FrontDocument) -> Figure:
         axes.text(0.5, 0.5, "no generation was finished", transform=axes.transAxes, ha="center", color=MUTED)
         return figure
     counts, values = zip(*history, strict=True)
-    if not costs:
+    if not images:
         _draw(figure.subplots(), counts, values, "Evaluations")
         return figure
     over_images, over_time = figure.subplots(1, 2, sharey=True)
-    images, seconds = zip(*costs, strict=True)
     _draw(over_images, images, values, "Images evaluated, sensitivities included")
-    _draw(over_time, seconds, values, "Time of evaluations (s), all workers together")
+    _draw(over_time, document.hypervolume_seconds, values, "Time of evaluations (s), all workers together")
     over_time.set_ylabel("")
     for comparison in document.comparisons:
         over_images.scatter(comparison.images, comparison.hypervolume, s=26, marker="D", color=ORANGE, zorder=2)

@@ -189,8 +189,8 @@ class FrontDocument:
         hypervolume: Of the front, as a share of the box between ideal and reference point.
         reference_point: Upper corner of that box, by objective; empty before the first generation.
         hypervolume_history: (evaluations, hypervolume) after every generation.
-        hypervolume_costs: (images, seconds) until then: forward passes of one image, of sensitivities too, and the time
-            that evaluations took, the sum over workers. Empty in files of earlier versions.
+        hypervolume_images: Forward passes of one image until then, of sensitivities too; empty in earlier files.
+        hypervolume_seconds: Time that evaluations took until then, the sum over workers; likewise.
         evaluated: The objectives of every candidate that was evaluated on all images, dominated ones included, in order
             of evaluation.
         evaluations: Number of evaluated candidates, failed and stopped ones included; of a run for several devices
@@ -217,7 +217,8 @@ class FrontDocument:
     hypervolume: float
     reference_point: Mapping[str, float]
     hypervolume_history: tuple[tuple[int, float], ...]
-    hypervolume_costs: tuple[tuple[int, float], ...]
+    hypervolume_images: tuple[int, ...]
+    hypervolume_seconds: tuple[float, ...]
     evaluated: tuple[Mapping[str, float], ...]
     evaluations: int
     failures: int
@@ -265,7 +266,8 @@ class FrontDocument:
             "front": [point.to_dict() for point in self.front],
             "baselines": [point.to_dict() for point in self.baselines],
             "hypervolume_history": [list(entry) for entry in self.hypervolume_history],
-            "hypervolume_costs": [list(entry) for entry in self.hypervolume_costs],
+            "hypervolume_images": list(self.hypervolume_images),
+            "hypervolume_seconds": list(self.hypervolume_seconds),
             "evaluated": [dict(values) for values in self.evaluated],
             "provenance": dict(self.provenance),
             "comparisons": [comparison.to_dict() for comparison in self.comparisons],
@@ -287,9 +289,8 @@ class FrontDocument:
                 "objectives": tuple(data["objectives"]),
                 "front": tuple(ParetoPoint.from_dict(point) for point in data["front"]),
                 "baselines": tuple(ParetoPoint.from_dict(point) for point in data["baselines"]),
-                "hypervolume_costs": tuple(
-                    (int(images), float(seconds)) for images, seconds in data.get("hypervolume_costs", ())
-                ),
+                "hypervolume_images": tuple(map(int, data.get("hypervolume_images", ()))),
+                "hypervolume_seconds": tuple(map(float, data.get("hypervolume_seconds", ()))),
                 "hypervolume_history": tuple(
                     (int(count), float(value)) for count, value in data["hypervolume_history"]
                 ),

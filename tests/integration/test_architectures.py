@@ -17,6 +17,9 @@ from evoquant.run import events, read_front, run_experiment
 from evoquant.run.journal import Journal
 from evoquant.run.plans import architecture_of, read_plan
 
+VOLATILE = ("seconds", "hypervolume_seconds", "provenance")
+"""What two runs with the same front differ in."""
+
 EVALUATIONS = 30
 PRESETS = ("fp32", "w8a8", "w6a6", "w4a8", "w4a4", "efficientquant")
 
@@ -26,7 +29,7 @@ def run(experiment, folder, **options):
 
 
 def essence(front):
-    return {name: value for name, value in front.to_dict().items() if name not in ("seconds", "provenance")}
+    return {name: value for name, value in front.to_dict().items() if name not in VOLATILE}
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,7 @@ def run_folder(module_experiment, bench, tmp_path, monkeypatch):
     size = float(memory(bench.captured.graph, plan).model_size_bytes)
     point = ParetoPoint("p01", "W4A8", {"model_size_bytes": size}, plan)
     front = FrontDocument(
-        "mobilevit_micro", "raspberry_pi_4", "done", ("model_size_bytes",), (point,), (), "p01", 0.0, {}, (), (), (), 1, 0,
+        "mobilevit_micro", "raspberry_pi_4", "done", ("model_size_bytes",), (point,), (), "p01", 0.0, {}, (), (), (), (), 1, 0,
         0, 0.0, "",
     )  # fmt: skip
     write_front(tmp_path, front)

@@ -14,13 +14,16 @@ from evoquant.space import plan_hash
 
 IMAGES, EVALUATIONS = 96, 30
 
+VOLATILE = ("seconds", "hypervolume_seconds", "provenance")
+"""What two runs with the same front differ in."""
+
 
 def run(experiment, folder, **options):
     return asyncio.run(run_experiment(experiment, run_dir=folder, **options))
 
 
 def essence(front):
-    return {name: value for name, value in front.to_dict().items() if name not in ("seconds", "provenance")}
+    return {name: value for name, value in front.to_dict().items() if name not in VOLATILE}
 
 
 def changed(experiment, section, **changes):

@@ -16,6 +16,9 @@ from evoquant.run.journal import Journal
 from evoquant.run.plans import read_plan
 from evoquant.space import plan_hash
 
+VOLATILE = ("seconds", "hypervolume_seconds", "provenance")
+"""What two runs with the same front differ in."""
+
 
 def run(experiment, folder, **options):
     return asyncio.run(run_experiment(experiment, run_dir=folder, **options))
@@ -24,7 +27,7 @@ def run(experiment, folder, **options):
 def essence(front):
     """What must be equal between two runs: everything but the time they took and the command that started them."""
     data = front.to_dict()
-    return {name: value for name, value in data.items() if name not in ("seconds", "provenance")}
+    return {name: value for name, value in data.items() if name not in VOLATILE}
 
 
 @pytest.fixture(scope="module")

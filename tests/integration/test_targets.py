@@ -15,6 +15,9 @@ from evoquant.run.journal import Journal
 from evoquant.run.plans import read_plan
 from evoquant.space import plan_hash
 
+VOLATILE = ("seconds", "hypervolume_seconds", "provenance")
+"""What two runs with the same front differ in."""
+
 DEVICES = ("host_avx2", "xeon_vnni", "nvidia_t4")
 EVALUATIONS = 18
 
@@ -31,7 +34,7 @@ def run(experiment, folder, **options):
 
 def essences(front):
     return [
-        {name: value for name, value in entry.to_dict().items() if name not in ("seconds", "provenance")}
+        {name: value for name, value in entry.to_dict().items() if name not in VOLATILE}
         for entry in (front, *front.other_targets)
     ]
 

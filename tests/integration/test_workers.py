@@ -26,6 +26,9 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="No /proc to find workers in")
 KINDS = ["process", pytest.param("ray", marks=needs_ray)]
 
+VOLATILE = ("seconds", "hypervolume_seconds", "provenance")
+"""What two runs with the same front differ in."""
+
 
 def on(experiment, executor, **options):
     changes = {"executor": executor, **options}
@@ -37,7 +40,7 @@ def run(experiment, folder, **options):
 
 
 def essence(front):
-    return {name: value for name, value in front.to_dict().items() if name not in ("seconds", "provenance")}
+    return {name: value for name, value in front.to_dict().items() if name not in VOLATILE}
 
 
 @pytest.fixture(scope="module")

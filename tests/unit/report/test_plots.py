@@ -123,21 +123,21 @@ def test_heat_maps_are_bits(document: FrontDocument, graph: ModelGraph) -> None:
 
 def test_hypervolume_ends_with_its_value(document: FrontDocument) -> None:
     over_images, over_time = panels(plot_hypervolume(document))[:2]
-    for axes, column in ((over_images, 0), (over_time, 1)):
+    for axes, costs in ((over_images, document.hypervolume_images), (over_time, document.hypervolume_seconds)):
         assert labels(axes)[0].get_text() == f"{document.hypervolume:.4f}"
-        assert np.array_equal(axes.lines[0].get_xdata(), [cost[column] for cost in document.hypervolume_costs])
+        assert np.array_equal(axes.lines[0].get_xdata(), costs)
     names = [label.get_text() for label in labels(over_images)[1:]]
     assert names == [comparison.name for comparison in document.comparisons]
 
 
 def test_a_front_of_an_earlier_version_is_drawn_over_evaluations(document: FrontDocument) -> None:
-    (axes,) = panels(plot_hypervolume(replace(document, hypervolume_costs=())))
+    (axes,) = panels(plot_hypervolume(replace(document, hypervolume_images=())))
     assert np.array_equal(axes.lines[0].get_xdata(), [count for count, _ in document.hypervolume_history])
 
 
 def bare(document: FrontDocument) -> FrontDocument:
     return replace(
-        document, front=(), baselines=(), evaluated=(), knee=None, hypervolume_history=(), hypervolume_costs=()
+        document, front=(), baselines=(), evaluated=(), knee=None, hypervolume_history=(), hypervolume_images=()
     )
 
 
