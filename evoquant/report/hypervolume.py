@@ -32,12 +32,12 @@ def plot_hypervolume(document: FrontDocument) -> Figure:
     _draw(over_images, images, values, "Images evaluated, sensitivities included")
     _draw(over_time, document.hypervolume_seconds, values, "Time of evaluations (s), all workers together")
     over_time.set_ylabel("")
-    for comparison in document.comparisons:
+    for number, comparison in enumerate(document.comparisons):
         over_images.scatter(comparison.images, comparison.hypervolume, s=26, marker="D", color=ORANGE, zorder=2)
         over_images.annotate(
             comparison.name,
             (comparison.images, comparison.hypervolume),
-            (5, -3),
+            (5, -10 if number % 2 else 4),
             textcoords="offset points",
             fontsize=8,
             color=MUTED,
