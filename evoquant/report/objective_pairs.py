@@ -137,7 +137,8 @@ def _draw_accuracy(axes: Axes, document: FrontDocument, cost: str) -> _Drawn:
         for point in points:
             place = position(point)
             if place is not None and point.test is not None:
-                colour = colours[point.architecture] if is_front else VERMILLION
+                has_colour = is_front or document.architectures
+                colour = colours[point.architecture] if has_colour else VERMILLION
                 axes.vlines(place[0], *point.test.ci95, color=colour, alpha=0.4, linewidth=1.4, zorder=3)
     draw_front(axes, document, position)
     for point in document.baselines:

@@ -115,7 +115,13 @@ def set_axis(axes: Axes, which: str, title: str, values: Sequence[float]) -> Non
 def draw_baselines(
     axes: Axes, document: FrontDocument, position: Position, window: Window
 ) -> list[tuple[str, Point, str]]:
-    """Mark every baseline inside the window, write the others above the panel; return the labels to place."""
+    """Mark every baseline inside the window, write the others above the panel; return the labels to place.
+
+    Those of several architectures are too many to be named: they are hollow, in the colour of their architecture.
+    """
+    if document.architectures:
+        _draw_hollow(axes, document, position, window)
+        return []
     labels: list[tuple[str, Point, str]] = []
     far: list[str] = []
     for index, point in enumerate(document.baselines):
@@ -132,6 +138,27 @@ def draw_baselines(
         lines = [", ".join(far[start : start + 3]) for start in range(0, len(far), 3)]
         axes.set_title("outside: " + ",\n".join(lines), loc="right", fontsize=7.5, color=MUTED)
     return labels
+
+
+def _draw_hollow(axes: Axes, document: FrontDocument, position: Position, window: Window) -> None:
+    colours, markers = marks(document), preset_markers(document)
+    for point in document.baselines:
+        place = position(point)
+        if place is not None and window.holds(place):
+            colour, _ = colours[point.architecture]
+            marker = markers[_preset(point)]
+            axes.scatter(*place, s=30, marker=marker, facecolors="white", edgecolors=colour, linewidths=1.1, zorder=3.5)
+
+
+def preset_markers(document: FrontDocument) -> dict[str, str]:
+    """The marker of each preset of several architectures."""
+    presets = dict.fromkeys(map(_preset, document.baselines))
+    return {name: _MARKERS[index % len(_MARKERS)] for index, name in enumerate(presets)}
+
+
+def _preset(point: ParetoPoint) -> str:
+    """The preset of a baseline of an architecture: its id without the name of the architecture."""
+    return point.id.rpartition(".")[2]
 
 
 def draw_knee(axes: Axes, document: FrontDocument, position: Position) -> list[tuple[str, Point, str]]:
@@ -156,6 +183,11 @@ def add_legend(figure: Figure, document: FrontDocument, *, candidates: bool) -> 
     entries += [dot(name or "front", marker, colour, 6) for name, (colour, marker) in marks(document).items()]
     if document.knee is not None:
         entries.append(dot("knee", "*", ORANGE, 12, INK))
-    if document.baselines:
+    if document.architectures:
+        entries += [
+            Line2D([], [], linestyle="", marker=marker, color=MUTED, markerfacecolor="white", markersize=6, label=name)
+            for name, marker in preset_markers(document).items()
+        ]
+    elif document.baselines:
         entries.append(dot("baseline", "s", VERMILLION, 6.5))
     figure.legend(handles=entries, loc="outside lower center", ncols=len(entries), frameon=False, fontsize=8.5)

@@ -18,9 +18,6 @@ from evoquant.run.verdict import verdict
 from evoquant.search import ParetoArchive, ReferencePoint, Termination
 from evoquant.types.front import Comparison, FloatAccuracy, FrontArchitecture, FrontDocument, ParetoPoint
 
-FLOAT = "fp32"
-"""The preset that says nothing of the scale of quantized plans."""
-
 
 class FrontSearch:
     """One front of a run.
@@ -59,18 +56,17 @@ class FrontSearch:
         return sum(search.generation for search in self.searches)
 
     def freeze_scale(self) -> None:
-        """Fix the scale of a front of several architectures: that of their quantized presets, which all are evaluated.
+        """Fix the scale of a front of several architectures: that of their presets, all of which are evaluated.
 
-        A single search takes the scale of its first batch.
+        It reaches to the costs of the largest one in floating point. In a box that ends at those of quantized plans the
+        largest architecture would lie at the edge and promise nothing, however accurate it is. A single search takes
+        the scale of its first batch.
         """
         if not self.contenders:
             return
         names = self._experiment.objectives
         values = [
-            vector(search.judged.values[key], names)
-            for search in self.contenders
-            for preset, key in search.baselines.items()
-            if preset != FLOAT
+            vector(search.judged.values[key], names) for search in self.contenders for key in search.baselines.values()
         ]
         shifts = [search.exploration.shift for search in self.contenders]
         limits = [
