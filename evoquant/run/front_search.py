@@ -19,6 +19,10 @@ from evoquant.search import ParetoArchive, ReferencePoint, Termination
 from evoquant.types.front import Comparison, FloatAccuracy, FrontArchitecture, FrontDocument, ParetoPoint
 
 
+FLOAT = "fp32"
+"""The preset whose costs bound a front of several architectures."""
+
+
 class FrontSearch:
     """One front of a run.
 
@@ -109,13 +113,13 @@ class FrontSearch:
         Args:
             images: Images of one evaluation.
         """
-        presets = list(chain.from_iterable(search.baselines.values() for search in self.searches))
+        presets = list(chain.from_iterable(map(self._compared_presets, self.searches)))
         known: dict[str, tuple[Sequence[str], int]] = {"presets": (presets, 0)}
         for search in self.searches:
             if search.programmed:
                 known["seeds"] = (search.programmed, search.probe_images)
         for contender in self.contenders:
-            found = [*contender.exploration.images_of, *contender.baselines.values()]
+            found = [*contender.exploration.images_of, *self._compared_presets(contender)]
             known[f"{contender.name} alone"] = (found, contender.probe_images)
         values = {key: figures for search in self.searches for key, figures in search.judged.values.items()}
         self.comparisons += [
@@ -130,6 +134,10 @@ class FrontSearch:
             )
             for name, (phenotypes, other_images) in known.items()
         ]
+
+    def _compared_presets(self, search: TargetSearch) -> list[str]:
+        """The presets of a search; of contenders only the quantized ones, as floating point is their common scale."""
+        return [key for name, key in search.baselines.items() if name != FLOAT or not self.contenders]
 
     async def compare(self, name: str, images: int) -> None:
         """Let another search spend as many forward passes as went into this front and its probes."""

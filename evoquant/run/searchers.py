@@ -24,7 +24,7 @@ from evoquant.search import (
     choice_indices,
     milp_seeds,
 )
-from evoquant.space import Plan, SearchSpace, structured_seeds, uniform_plan
+from evoquant.space import UNIFORM_PRESETS, Plan, SearchSpace, structured_seeds, uniform_plan
 
 Genes = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -43,12 +43,20 @@ class KnownCosts:
         domain: The genomes.
         space: The space that they are of.
         costs: Costs of plans.
+        table: The same of many plans at once.
         objectives: Names of the objectives.
     """
 
-    def __init__(self, domain: GenomeDomain, space: SearchSpace, costs: CostModel, objectives: Sequence[str]) -> None:
+    def __init__(
+        self,
+        domain: GenomeDomain,
+        space: SearchSpace,
+        costs: CostModel,
+        table: CostTable,
+        objectives: Sequence[str],
+    ) -> None:
         self._domain, self._space, self._costs, self._objectives = domain, space, costs, objectives
-        self._table = CostTable(costs, [space.choice_plans(position) for position in range(len(space.groups))])
+        self._table = table
         self._known: dict[bytes, list[float]] = {}
 
     def __call__(self, genomes: Genes) -> Floats:
@@ -101,17 +109,29 @@ class SearcherFactory:
         return AdditiveModel(self.domain, tuple(np.array(values, dtype=np.float64) for values in self.probes.errors))
 
     @cached_property
+    def cost_table(self) -> CostTable:
+        """Costs of many genomes at once."""
+        return CostTable(self.costs, [self.space.choice_plans(index) for index in range(len(self.space.groups))])
+
+    @cached_property
+    def known(self) -> KnownCosts:
+        """Objectives that need no evaluation."""
+        return KnownCosts(self.domain, self.space, self.costs, self.cost_table, self.experiment.objectives)
+
+    @cached_property
     def cost_tables(self) -> dict[str, tuple[Floats, ...]]:
         """For each cost among the objectives what each choice of each group adds to it, from the uniform 8-bit plan."""
-        names = [name for name in self.experiment.objectives if name not in EVALUATED]
-        base = self.space.decode(self.space.nearest(uniform_plan(self.space.graph, 8, 8)))
-        start = cost_figures(self.costs.costs(base))
-        tables: dict[str, list[Floats]] = {name: [] for name in names}
-        for position in range(len(self.space.groups)):
-            changed = [cost_figures(self.costs.costs({**base, **plan})) for plan in self.space.choice_plans(position)]
-            for name in names:
-                tables[name].append(np.array([values[name] - start[name] for values in changed], dtype=np.float64))
-        return {name: tuple(table) for name, table in tables.items()}
+        base = self.space.nearest(uniform_plan(self.space.graph, 8, 8))
+        start = self.known(base)[0]
+        added = []
+        for position, choices in enumerate(self.domain.choices):
+            changed = np.repeat(base[None], len(choices), axis=0)
+            changed.reshape(len(choices), self.domain.n_groups, -1)[:, position] = choices
+            added.append(self.known(changed) - start)
+        names = self.experiment.objectives
+        return {
+            name: tuple(values[:, axis] for values in added) for axis, name in enumerate(names) if name not in EVALUATED
+        }
 
     def programmed(self, budgets: int) -> list[tuple[str, Genes]]:
         """Named genomes by integer programming: so many budgets of each cost, and of all of them together."""
@@ -126,17 +146,32 @@ class SearcherFactory:
             )
         return milp_seeds(self.prior, tables, budgets=budgets)
 
+    @cached_property
+    def structured(self) -> list[Genes]:
+        """Seeds that need no probes: uniform ones, those of an earlier run, and others that the structure suggests."""
+        named = structured_seeds(self.space, classes=self.classes)
+        uniform = [genes for name, genes in named if name in UNIFORM_PRESETS]
+        others = [genes for name, genes in named if name not in UNIFORM_PRESETS]
+        return [*uniform, *(self.space.nearest(plan) for plan in self.warm), *others]
+
+    @cached_property
+    def programs(self) -> list[Genes]:
+        """Seeds of integer programming, of as many budgets as the experiment names."""
+        return [genes for _, genes in self.programmed(self.experiment.search.seed_budgets)]
+
     def seeds(self) -> tuple[list[Genes], list[Genes]]:
-        """The seeds: those that need no probes, and those of integer programming that the budget allows."""
-        search = self.experiment.search
-        structured = [genes for _, genes in structured_seeds(self.space, classes=self.classes)]
-        structured += [self.space.nearest(plan) for plan in self.warm]
-        programmed = [genes for _, genes in self.programmed(search.seed_budgets)]
-        room = max(0, search.evaluations // 2 - len(structured))
-        if len(programmed) > room:
-            kept = np.linspace(0, len(programmed) - 1, room).round().astype(int).tolist()
-            programmed = [programmed[index] for index in kept]
-        return structured, programmed
+        """The seeds to evaluate: those that need no probes, and those of integer programming.
+
+        Together they take at most half of the budget. Where that is not enough for all, each kind has half of the room:
+        the first ones of the structure, and programs whose budgets lie evenly.
+        """
+        structured, programmed = self.structured, self.programs
+        if not programmed:
+            return structured, []
+        room = max(1, self.experiment.search.evaluations // 2)
+        structured = structured[: max(room // 2, room - len(programmed))]
+        kept = np.linspace(0, len(programmed) - 1, min(len(programmed), room - len(structured))).round().astype(int)
+        return structured, [programmed[index] for index in kept.tolist()]
 
     def baseline(self, name: str, evaluations: int) -> Searcher:
         """A search to compare with: without what the probes of sensitivity tell, unless that is all it is."""
@@ -157,20 +192,18 @@ class SearcherFactory:
     def contender(self, *, first: int, reference: ReferencePoint) -> SurrogateSearch:
         """The search for one of several architectures, which is told by ``propose`` how much it may evaluate.
 
-        Its first batch are seeds of the structure alone; all other seeds are candidates that the surrogate judges.
+        Its first batch are seeds of the structure alone; all others are suggested to the surrogate.
 
         Args:
             first: The most evaluations of the first batch.
             reference: Scale of the hypervolume for objectives without the offset of the architecture.
         """
-        structured, programmed = self.seeds()
         searcher = self._made(
             "surrogate",
-            structured[:first],
+            self.structured[:first],
             self.experiment.search.evaluations,
             population_size=1,
             reference=reference,
-            suggestions=[*structured[first:], *programmed],
         )
         assert isinstance(searcher, SurrogateSearch)
         return searcher
@@ -192,8 +225,9 @@ class SearcherFactory:
         if name == "surrogate":
             options |= {
                 "prior": self.prior if objectives[0] == "kl" else None,
-                "known": KnownCosts(self.domain, self.space, self.costs, objectives),
+                "known": self.known,
                 "limits": reference_limits(objectives),
+                "suggestions": [*self.structured, *self.programs],
             }
         return SEARCHERS[name](
             self.domain,

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
+from threadpoolctl import threadpool_limits
 
 from evoquant.errors import ConfigurationError
 from evoquant.search.acquisition import QUADRATURE_NODES, ExpectedImprovement
@@ -53,17 +54,17 @@ class SurrogateReport:
 class SurrogateSearch:
     """NSGA-II on a surrogate, with real evaluations of the batch that promises the most hypervolume.
 
-    The first batch is the seeds and some random genomes. Then, batch by batch: a surrogate of every objective that is
-    not known in advance is fitted to all evaluated genomes; an inner NSGA-II searches on its predictions, a little on
-    their hopeful side; of what it finds, the new genomes with the greatest expected gain of hypervolume are evaluated.
-    Where predicted and evaluated errors rank differently, a growing part of the batch is made without the model, by
-    crossover and mutation of the front.
+    The first batch is the seeds, without a prior also some random genomes. Then, batch by batch: a surrogate of every
+    objective that is not known in advance is fitted to all evaluated genomes; an inner NSGA-II searches on its
+    predictions, a little on their hopeful side; of what it finds, the new genomes with the greatest expected gain of
+    hypervolume are evaluated. Where predicted and evaluated errors rank differently, a growing part of the batch is
+    made without the model, by crossover and mutation of the front.
 
     Args:
         domain: The genomes.
         n_objectives: Number of objectives, all minimised; the first one is the error that ``prior`` predicts.
         seed: Seed of all random choices.
-        population_size: Size of the first batch, if there are not more seeds.
+        population_size: Size of the first batch, if there are not more seeds; with a prior the seeds alone are enough.
         batch_size: Size of the others.
         evaluations: Budget of candidates, None for no limit.
         seeds: Genomes to propose first.
@@ -136,8 +137,14 @@ class SurrogateSearch:
         self._ledger.require_answered()
         if self._ledger.remaining == 0:
             return []
+        with threadpool_limits(1, user_api="blas"):  # threads that wait for each other cost more than these matrices
+            return self._ask()
+
+    def _ask(self) -> list[Candidate]:
         taken: set[str] = set()
         genomes, wanted = self._ledger.fresh(self._seeds, taken), self._sizes["population_size"]
+        if self._prior is not None and len(genomes) >= _LEAST_EVALUATED:
+            wanted = len(genomes)
         self._expected = None
         usable = np.isfinite(self._violation)
         if len(self._genomes):

@@ -10,8 +10,9 @@ from evoquant.calibrate.fisher import GradientPass, operand_key
 from evoquant.evaluate import ProbeTable, analyze_sensitivity, metric_correlation, prepare
 from evoquant.evaluate.fisher_table import DIRECTIONS, IMAGES_AT_ONCE, fisher_choices
 from evoquant.evaluate.probes import probe_choices
-from evoquant.hardware import load_device
+from evoquant.hardware import CostModel, Roofline, load_device
 from evoquant.run import build_space
+from evoquant.run.searchers import SearcherFactory
 from evoquant.space import uniform_plan
 
 
@@ -184,3 +185,37 @@ def test_probes_from_the_cut_compute_less_than_from_the_input(bench, record_prop
     ratio = cut.get_total_flops() / full.get_total_flops()
     record_property("operations_from_the_cut", ratio)
     assert 0.2 < ratio < 0.8
+
+
+def test_a_small_budget_has_seeds_of_the_structure_and_of_programs(bench, space):
+    table = fisher_choices(bench.evaluator, space, images=16)
+    device = load_device("raspberry_pi_4")
+    costs = CostModel(space.graph, device, Roofline(device))
+
+    def seeds(evaluations, probes):
+        search = bench.experiment.search.model_copy(update={"evaluations": evaluations})
+        experiment = bench.experiment.model_copy(update={"search": search})
+        return SearcherFactory(experiment, space, costs, bench.classes, probes).seeds()
+
+    everything, without = seeds(1000, table), seeds(24, None)
+    structured, programmed = seeds(24, table)
+    assert len(structured) + len(programmed) == 12
+    assert abs(len(structured) - len(programmed)) <= 1
+    assert np.array_equal(structured, everything[0][: len(structured)])
+    assert {genes.tobytes() for genes in programmed} <= {genes.tobytes() for genes in everything[1]}
+    assert np.array_equal(without[0], everything[0])
+    assert without[1] == []
+
+
+def test_cost_tables_say_what_a_choice_adds(bench, space):
+    device = load_device("raspberry_pi_4")
+    costs = CostModel(space.graph, device, Roofline(device))
+    factory = SearcherFactory(bench.experiment, space, costs, bench.classes)
+    base = space.decode(space.nearest(uniform_plan(space.graph, 8, 8)))
+    start = costs.costs(base)
+    position = len(space.groups) // 2
+    for row, choice in enumerate(space.choice_plans(position)):
+        found = costs.costs({**base, **choice})
+        for name, table in factory.cost_tables.items():
+            added = getattr(found, name) - getattr(start, name)
+            assert table[position][row] == pytest.approx(added, rel=1e-6, abs=1e-9 * getattr(start, name))

@@ -347,3 +347,11 @@ def test_suggestions_are_among_what_is_judged(network):
     told(search, network, search.propose(np.empty((0, 2)), most=100)[0])
     search.propose(np.empty((0, 2)), most=100)
     assert (seen[0] == truly_good).all(axis=1).any()
+
+
+def test_with_a_prior_the_first_batch_is_the_seeds_alone(network):
+    seeds = sample(network, 5)
+    settings = {"n_objectives": 2, "seed": 0, "population_size": 12, "seeds": seeds}
+    informed = SurrogateSearch(network.domain, prior=network.prior(), **settings).ask()
+    assert np.array_equal([candidate.genes for candidate in informed], seeds)
+    assert len(SurrogateSearch(network.domain, **settings).ask()) == 12
