@@ -18,7 +18,6 @@ from evoquant.run.verdict import verdict
 from evoquant.search import ParetoArchive, ReferencePoint, Termination
 from evoquant.types.front import Comparison, FloatAccuracy, FrontArchitecture, FrontDocument, ParetoPoint
 
-
 FLOAT = "fp32"
 """The preset whose costs bound a front of several architectures."""
 
