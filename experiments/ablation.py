@@ -24,6 +24,7 @@ from evoquant.evaluate.methods import METHODS, PRECISIONS, Method, in_equal_step
 NEAREST = CompensationSpec(
     weight_compensation="none",
     bias_correction=False,
+    gradient_share=0.0,
     ridges=(),
     rounding=RoundingSpec(iterations=0),
     distillation=DistillationSpec(steps=0),
@@ -43,11 +44,13 @@ def steps() -> list[Method]:
     rescaled = found[-1]
     bias = NEAREST.model_copy(update={"bias_correction": True})
     compensated = bias.model_copy(update={"weight_compensation": "gptq"})
-    ridge = compensated.model_copy(update={"ridges": CompensationSpec().ridges})
+    weighted = compensated.model_copy(update={"gradient_share": CompensationSpec().gradient_share})
+    ridge = weighted.model_copy(update={"ridges": CompensationSpec().ridges})
     learned = ridge.model_copy(update={"rounding": RoundingSpec()})
     distilled = learned.model_copy(update={"distillation": DistillationSpec()})
     found.append(replace(rescaled, name="+ bias correction", compensation=bias))
     found.append(replace(rescaled, name="+ weight compensation", compensation=compensated))
+    found.append(replace(rescaled, name="+ positions weighted by gradients", compensation=weighted))
     found.append(replace(rescaled, name="+ fitted in order, with ridge", compensation=ridge, is_fitted=True))
     found.append(replace(rescaled, name="+ learned rounding", compensation=learned, is_fitted=True))
     found.append(replace(rescaled, name="+ distillation", compensation=distilled, is_fitted=True))

@@ -18,6 +18,16 @@ MIXED_SHARE = 0.5
 """Share of the images that another one is mixed into, at most half of it."""
 
 
+CHANGES = 2
+"""Random changes of each held-out image that judge beside it: a few images with great divergences decide else."""
+
+
+def with_changes(images: Tensor) -> Tensor:
+    """Images and random changes of them, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.cat([images, *(augmented(images, generator) for _ in range(CHANGES))])
+
+
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     """Images of the same shape: each a crop at the size of the original, perhaps flipped, perhaps mixed with the next.
 

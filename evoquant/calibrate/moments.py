@@ -8,14 +8,16 @@ images, so that what is fitted to the one is judged on the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
+from evoquant.calibrate.importance import Importance
 from evoquant.errors import DataError
 from evoquant.types import ModelGraph, Op, OpKind
 
@@ -88,15 +90,24 @@ class MomentAccumulator:
         groups = op.geometry.groups if op.geometry else 1
         width = input_width(op)
         self._rows = 0
+        self._weight = 0.0
         self._sum = torch.zeros(groups, width, dtype=torch.float64)
         self._square = torch.zeros(groups, width, width, dtype=torch.float64)
 
-    def update(self, values: Tensor) -> None:
-        """Take a batch of the operation's input into account; it is not kept."""
-        for vectors in input_vectors(values, self._op):
+    def update(self, values: Tensor, importance: Tensor | None = None) -> None:
+        """Take a batch of the operation's input into account; it is not kept.
+
+        Args:
+            values: The input.
+            importance: Of the positions of the output, see ``Importance``; None: all are alike.
+        """
+        pieces = input_vectors(values, self._op)
+        for vectors, weights in zip(pieces, vector_weights(self._op, importance), strict=False):
+            weighted = vectors if weights is None else vectors * weights
             self._rows += vectors.shape[1]
-            self._sum += vectors.sum(dim=1)
-            self._square += vectors.transpose(1, 2) @ vectors
+            self._weight += vectors.shape[1] if weights is None else float(weights.sum())
+            self._sum += weighted.sum(dim=1)
+            self._square += weighted.transpose(1, 2) @ vectors
 
     def finish(self) -> Moments:
         """The moments of everything seen.
@@ -106,7 +117,7 @@ class MomentAccumulator:
         """
         if not self._rows:
             raise DataError(f"Operation '{self._op.name}' was never computed: there are no calibration images.")
-        return Moments(self._rows, (self._sum / self._rows).float(), (self._square / self._rows).float())
+        return Moments(self._rows, (self._sum / self._weight).float(), (self._square / self._weight).float())
 
 
 def input_width(op: Op) -> int:
@@ -177,6 +188,23 @@ def output_vectors(values: Tensor, op: Op) -> Iterable[Tensor]:
         yield _by_group(piece[:, :, ::step, ::step].flatten(2), op.geometry.groups)
 
 
+def vector_weights(op: Op, importance: Tensor | None) -> Iterator[Tensor | None]:
+    """The importance of the vectors of ``input_vectors`` in the same pieces, (1, vectors, 1); None: all are alike.
+
+    Args:
+        op: A convolution or linear layer.
+        importance: Of the positions of its output, (images, positions...).
+    """
+    if importance is None:
+        yield from repeat(None)
+    elif op.geometry is None:
+        yield importance.reshape(1, -1, 1)
+    else:
+        step = _step(op)
+        for piece in torch.split(importance, _images_at_once(op)):
+            yield piece[:, ::step, ::step].reshape(1, -1, 1)
+
+
 def _by_group(columns: Tensor, groups: int) -> Tensor:
     """(images, groups * width, positions) as (groups, images * positions, width)."""
     images, channels, positions = columns.shape
@@ -200,7 +228,12 @@ def rows_of(weight: Tensor, op: Op) -> Tensor:
 
 
 def collect_moments(
-    program: fx.GraphModule, graph: ModelGraph, batches: Iterable[Tensor], *, ops: Collection[str] | None = None
+    program: fx.GraphModule,
+    graph: ModelGraph,
+    batches: Iterable[Tensor],
+    *,
+    ops: Collection[str] | None = None,
+    importance: Importance | None = None,
 ) -> Mapping[str, SplitMoments]:
     """Moments of the inputs of all operations that have a weight, in one streaming pass.
 
@@ -211,28 +244,30 @@ def collect_moments(
         graph: Its structure.
         batches: Image batches; read once.
         ops: Names of the operations; None takes all. Matmuls, and operations wider than ``MAX_WIDTH``, are left out.
+        importance: Of the positions of their outputs on these images; None or empty: all are alike.
 
     Returns:
-        By operation; operations that read one tensor in one way share theirs.
+        By operation; operations that read one tensor in one way share theirs where all positions are alike.
 
     Raises:
         DataError: If there are not at least ``HELD_OUT_EVERY`` images.
     """
     wanted = [op for op in graph.ops if has_moments(op) and (ops is None or op.name in ops)]
-    summing = _SummingInterpreter(program, wanted)
+    summing = _SummingInterpreter(program, wanted, importance or {})
     images = 0
     with torch.no_grad():
         for batch in batches:
-            is_held_out = (torch.arange(images, images + len(batch)) + 1) % HELD_OUT_EVERY == 0
+            numbers = torch.arange(images, images + len(batch))
+            is_held_out = (numbers + 1) % HELD_OUT_EVERY == 0
             for part, mask in enumerate((~is_held_out, is_held_out)):
                 if bool(mask.any()):
-                    summing.part = part
+                    summing.part, summing.numbers = part, numbers[mask]
                     summing.run(batch[mask])
             images += len(batch)
     if images < HELD_OUT_EVERY:
         raise too_few_images(images)
     finished = {key: SplitMoments(*(part.finish() for part in parts)) for key, parts in summing.accumulators.items()}
-    return {op.name: finished[reading(op)] for op in wanted}
+    return {op.name: finished[summing.key(op)] for op in wanted}
 
 
 def too_few_images(images: int) -> DataError:
@@ -251,19 +286,27 @@ def reading(op: Op) -> tuple[object, ...]:
 class _SummingInterpreter(fx.Interpreter):
     """Runs a program node by node and sums up the inputs of operations."""
 
-    def __init__(self, program: fx.GraphModule, ops: Collection[Op]) -> None:
+    def __init__(self, program: fx.GraphModule, ops: Collection[Op], importance: Importance) -> None:
         super().__init__(program)
         self.part = 0
-        self.accumulators: dict[tuple[object, ...], tuple[MomentAccumulator, MomentAccumulator]] = {}
+        self.numbers = torch.empty(0, dtype=torch.int64)
+        self.accumulators: dict[object, tuple[MomentAccumulator, MomentAccumulator]] = {}
+        self._importance = importance
         self._readers: dict[str, list[Op]] = {}
         for op in ops:
-            if reading(op) not in self.accumulators:
-                self.accumulators[reading(op)] = MomentAccumulator(op), MomentAccumulator(op)
+            if self.key(op) not in self.accumulators:
+                self.accumulators[self.key(op)] = MomentAccumulator(op), MomentAccumulator(op)
                 self._readers.setdefault(op.inputs[0], []).append(op)
+
+    def key(self, op: Op) -> object:
+        """Operations with the same key have the same moments."""
+        return op.name if op.name in self._importance else reading(op)
 
     def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - a node may compute anything
         """Compute one node and, if operations read it, add its value to their sums."""
         value = super().run_node(n)
         for op in self._readers.get(n.name, ()):
-            self.accumulators[reading(op)][self.part].update(value)
+            importance = self._importance.get(op.name)
+            weights = None if importance is None else importance[self.numbers]
+            self.accumulators[self.key(op)][self.part].update(value, weights)
         return value

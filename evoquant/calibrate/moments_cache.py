@@ -15,19 +15,20 @@ from evoquant.calibrate.cache import load_or_make, write_whole
 from evoquant.calibrate.moments import HELD_OUT_EVERY, MAX_POSITIONS, MAX_WIDTH, Moments, SplitMoments
 from evoquant.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _PARTS = ("fitted", "held_out")
 _METADATA = "evoquant.moments"
 
 
-def moments_key(*, program_hash: str, images_hash: str) -> str:
+def moments_key(*, program_hash: str, images_hash: str, gradient_share: float) -> str:
     """The name of cached moments: a digest of everything that they depend on.
 
     Args:
         program_hash: Digest of the captured program and its weights.
         images_hash: Digest of the calibration images as the model sees them.
+        gradient_share: How much of the importance of a position follows its gradient.
     """
-    content = [FORMAT_VERSION, HELD_OUT_EVERY, MAX_POSITIONS, MAX_WIDTH, program_hash, images_hash]
+    content = [FORMAT_VERSION, HELD_OUT_EVERY, MAX_POSITIONS, MAX_WIDTH, program_hash, images_hash, gradient_share]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

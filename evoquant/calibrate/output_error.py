@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from evoquant.calibrate.definite import damped_factor
-from evoquant.calibrate.moments import MomentAccumulator, Moments, input_vectors, input_width, output_vectors
+from evoquant.calibrate.moments import (
+    MomentAccumulator,
+    Moments,
+    input_vectors,
+    input_width,
+    output_vectors,
+    vector_weights,
+)
 from evoquant.types import Op
 
 
@@ -81,24 +88,27 @@ class ErrorAccumulator:
         self._moments = MomentAccumulator(op)
         groups = op.geometry.groups if op.geometry else 1
         rows = op.weight_shape[0] // groups
-        self._count = 0
+        self._weight = 0.0
         self._cross = torch.zeros(groups, rows, input_width(op), dtype=torch.float64)
         self._sum = torch.zeros(groups, rows, dtype=torch.float64)
         self._power = torch.zeros(groups, rows, dtype=torch.float64)
 
-    def update(self, inputs: Tensor, residual: Tensor) -> None:
+    def update(self, inputs: Tensor, residual: Tensor, importance: Tensor | None = None) -> None:
         """Take a batch into account; it is not kept.
 
         Args:
             inputs: What the operation gets.
             residual: What its output lacks, in the shape of its output.
+            importance: Of the positions of its output; None: all are alike.
         """
-        self._moments.update(inputs)
-        for vectors, lacking in zip(input_vectors(inputs, self._op), output_vectors(residual, self._op), strict=True):
-            self._count += vectors.shape[1]
-            self._cross += lacking.transpose(1, 2) @ vectors
-            self._sum += lacking.sum(dim=1)
-            self._power += lacking.square().sum(dim=1)
+        self._moments.update(inputs, importance)
+        pieces = zip(input_vectors(inputs, self._op), output_vectors(residual, self._op), strict=True)
+        for (vectors, lacking), weights in zip(pieces, vector_weights(self._op, importance), strict=False):
+            weighted = lacking if weights is None else lacking * weights
+            self._weight += vectors.shape[1] if weights is None else float(weights.sum())
+            self._cross += weighted.transpose(1, 2) @ vectors
+            self._sum += weighted.sum(dim=1)
+            self._power += (weighted * lacking).sum(dim=1)
 
     def finish(self) -> OutputError:
         """The error as a function of a change of weight and bias.
@@ -108,4 +118,4 @@ class ErrorAccumulator:
         """
         moments = self._moments.finish()
         sums = (self._cross, self._sum, self._power)
-        return OutputError(moments, *((total / self._count).float() for total in sums))
+        return OutputError(moments, *((total / self._weight).float() for total in sums))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from evoquant.calibrate.compensate import QuantizedWeight, SplitError, compensate
+from evoquant.calibrate.importance import Importance
 from evoquant.calibrate.moments import HELD_OUT_EVERY, has_moments, too_few_images
 from evoquant.calibrate.output_error import ErrorAccumulator
 from evoquant.calibrate.rounding import BlockImages, BlockRun, learn_rounding
@@ -46,6 +47,7 @@ def fit_sequentially(
     *,
     share_of_float: float = 1.0,
     rounding: RoundingSpec | None = None,
+    importance: Importance | None = None,
     on_op: Callable[[str, QuantizedWeight], None] | None = None,
 ) -> dict[str, QuantizedWeight]:
     """Quantize the weights of a plan one after the other, with quantized inputs and floating-point targets.
@@ -60,6 +62,7 @@ def fit_sequentially(
             the rest what it would give if it, alone in the quantized network, were not quantized. 1 makes good what
             was lost before it as well, 0 only what itself loses.
         rounding: How the rounding of a block is learned when all of its weights are fitted; None: it is not.
+        importance: Of the positions of the outputs on these images; None or empty: all are alike.
         on_op: Told of each weight that is fitted.
 
     Returns:
@@ -71,7 +74,7 @@ def fit_sequentially(
     images = torch.cat(list(batches))
     if len(images) < HELD_OUT_EVERY:
         raise too_few_images(len(images))
-    fitting = _SideBySide(captured, plan, quantizer, settings, share_of_float, rounding, on_op)
+    fitting = _SideBySide(captured, plan, quantizer, settings, share_of_float, rounding, importance or {}, on_op)
     with torch.no_grad():
         fitting.fit(images)
     return fitting.weights
@@ -109,6 +112,7 @@ class _SideBySide(fx.Interpreter):
         settings: CompensationSpec,
         share_of_float: float,
         rounding: RoundingSpec | None,
+        importance: Importance,
         on_op: Callable[[str, QuantizedWeight], None] | None,
     ) -> None:
         super().__init__(captured.program)
@@ -119,6 +123,7 @@ class _SideBySide(fx.Interpreter):
         self._settings = settings
         self._share_of_float = share_of_float
         self._rounding = rounding
+        self._importance = importance
         self._on_op = on_op
         self._ops = {op.node: op for op in captured.graph.ops}
         self._is_held_out: list[bool] = []
@@ -127,10 +132,8 @@ class _SideBySide(fx.Interpreter):
 
     def fit(self, images: Tensor) -> None:
         """Run all images through both programs."""
-        mask = (torch.arange(len(images)) + 1) % HELD_OUT_EVERY == 0
-        fitted, held_out = (torch.split(images[chosen], IMAGES_AT_ONCE) for chosen in (~mask, mask))
-        self._is_held_out = [False] * len(fitted) + [True] * len(held_out)
-        pieces = [*fitted, *held_out]
+        self._is_held_out = [is_held_out for _, is_held_out in _pieces(images)]
+        pieces = [piece for piece, _ in _pieces(images)]
         self.run(_Pair(pieces, pieces))
 
     def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - a node may compute anything
@@ -174,6 +177,11 @@ class _SideBySide(fx.Interpreter):
         self.weights.update(learned.weights)
         run = BlockRun.with_weights(segment, originals, {**fitted, **learned.weights}, quantizers)
         return _Pair(value.original, [run(x, known[index]) for index, x in enumerate(block.inputs)])
+
+    def _weights_of(self, op: Op) -> list[Tensor | None]:
+        """Importance of the positions of an output, piece by piece; None where all are alike."""
+        importance = self._importance.get(op.name)
+        return [None] * len(self._is_held_out) if importance is None else [piece for piece, _ in _pieces(importance)]
 
     def _weight(self, op: Op) -> Tensor:
         weight = self._captured.weight(op.name)
@@ -245,10 +253,18 @@ class _SideBySide(fx.Interpreter):
             params = make_params(weight)
             return QuantizedWeight(fake_quantize(weight, params), params)
         sums = ErrorAccumulator(op), ErrorAccumulator(op)
-        for piece, expected, is_held_out in zip(inputs, targets, self._is_held_out, strict=True):
-            sums[is_held_out].update(piece, expected - apply(piece, weight, bias))
+        weights = self._weights_of(op)
+        for piece, expected, count, is_held_out in zip(inputs, targets, weights, self._is_held_out, strict=True):
+            sums[is_held_out].update(piece, expected - apply(piece, weight, bias), count)
         error = SplitError(*(part.finish() for part in sums))
         return compensate(op, weight, bias, make_params, error, self._settings)
+
+
+def _pieces(images: Tensor) -> list[tuple[Tensor, bool]]:
+    """What belongs to the images in pieces, the fitted ones first, and whether a piece is held out."""
+    mask = (torch.arange(len(images)) + 1) % HELD_OUT_EVERY == 0
+    fitted, held_out = (torch.split(images[chosen], IMAGES_AT_ONCE) for chosen in (~mask, mask))
+    return [*((piece, False) for piece in fitted), *((piece, True) for piece in held_out)]
 
 
 def _apply(

@@ -20,9 +20,10 @@ class PreparationSpec(BaseModel):
         rescaling: Steps to try, in this order; each channel family keeps a step only where the guard sees it help.
             ``depthwise``: channels are multiplied to one range in front of a depthwise convolution whose input cannot
             be rescaled at its source (behind SiLU, or a clip at 6), which adds one elementwise operation each; this
-            comes first, wherever it stands. ``norms``: the affine part of a norm gives all channels one range, and the
-            layers behind it scale back.
-            ``chains``: the same for channels that run from product to product through sums and rectifiers.
+            comes first, wherever it stands. ``norms``: the affine part of a norm brings the channels of the activations
+            and the columns of the weights behind it nearer to one range, both alike.
+            ``chains``: one range of the activations, for channels that run from product to product through sums and
+            rectifiers.
             ``similarities``: q and k share their ranges, and k loses its offset. ``values``: v loses its offset.
         guard_share: The guard judges on one of so many calibration images and never shows them to the steps.
         gradient_images: Calibration images that the gradients for range setting by ``fisher`` come from.

@@ -57,6 +57,8 @@ class CompensationSpec(BaseModel):
         weight_compensation: ``gptq``: rounding that spreads the error of an input over the others; ``none``: each
             weight is rounded to the nearest.
         bias_correction: Whether the mean error of each output is taken off the bias.
+        gradient_share: How much of the weight of an output position in all these errors follows the square of its
+            gradient, in [0, 1]; the rest is the same for all positions.
         dampings: Regularizations to choose from by held-out images, as shares of the mean variance of the inputs.
         refinement_sweeps: Passes over all inputs that revise rounding decisions.
         ridges: For finalists: penalties to choose from when weights also make good what quantized inputs lack, as
@@ -69,6 +71,7 @@ class CompensationSpec(BaseModel):
 
     weight_compensation: Literal["gptq", "none"] = "gptq"
     bias_correction: bool = True
+    gradient_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     dampings: Dampings = (0.01, 0.1, 1.0)
     refinement_sweeps: NonNegativeInt = 1
     ridges: tuple[PositiveFloat, ...] = (0.001, 0.01, 0.1, 1.0)

@@ -9,11 +9,11 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from evoquant.calibrate.augment import augmented
+from evoquant.calibrate.augment import with_changes
 from evoquant.calibrate.distillation import distil
 from evoquant.calibrate.fitted import FittedParameters
+from evoquant.calibrate.importance import position_importance
 from evoquant.calibrate.moments import HELD_OUT_EVERY
 from evoquant.calibrate.sequential import fit_sequentially
 from evoquant.evaluate.finalist import Finalist
@@ -23,9 +23,6 @@ from evoquant.evaluate.workbench import Workbench
 
 SHARES_OF_FLOAT = (0.0, 1.0)
 """What a weight is fitted to: the output that the operation alone loses, or also what was lost before it."""
-
-CHANGES = 2
-"""Random changes of each held-out image that judge beside it: a few images with great divergences decide else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +71,7 @@ def fit_finalist(bench: Workbench, plan: Plan) -> tuple[Finalist, FitReport]:
     batches = list(bench.calibration.batches(bench.experiment.evaluation.batch_size))
     images = torch.cat(batches)
     is_held_out = (torch.arange(len(images)) + 1) % HELD_OUT_EVERY == 0
-    held_out = _with_changes(images[is_held_out])
+    held_out = with_changes(images[is_held_out])
     reference = bench.captured(held_out)
 
     def judged(fitted: FittedParameters) -> float:
@@ -86,7 +83,10 @@ def fit_finalist(bench: Workbench, plan: Plan) -> tuple[Finalist, FitReport]:
     found = {"search": FittedParameters()}
     divergences = {"search": judged(found["search"])}
     operands = bench.evaluator.operands
-    in_order = partial(fit_sequentially, bench.captured, plan, batches, operands.quantizer, settings)
+    importance = position_importance(bench.captured, batches, settings.gradient_share)
+    in_order = partial(
+        fit_sequentially, bench.captured, plan, batches, operands.quantizer, settings, importance=importance
+    )
     best_share = SHARES_OF_FLOAT[0]
     for share in SHARES_OF_FLOAT:
         fitted = FittedParameters(in_order(share_of_float=share))
@@ -103,9 +103,3 @@ def fit_finalist(bench: Workbench, plan: Plan) -> tuple[Finalist, FitReport]:
     kept = min(divergences, key=lambda name: divergences[name])
     report = FitReport(kept, divergences, int(is_held_out.sum()), perf_counter() - started)
     return Finalist(plan, found[kept]), report
-
-
-def _with_changes(images: Tensor) -> Tensor:
-    """Images and random changes of them."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.cat([images, *(augmented(images, generator) for _ in range(CHANGES))])

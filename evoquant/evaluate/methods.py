@@ -156,7 +156,9 @@ METHODS: Mapping[str, Method] = {
             "ERQ-type: norms rescaled, ridge and compensation",
             _by(CalibrationMethod.MSE),
             rescaling=("norms",),
-            compensation=CompensationSpec(rounding=RoundingSpec(iterations=0), distillation=DistillationSpec(steps=0)),
+            compensation=CompensationSpec(
+                gradient_share=0.0, rounding=RoundingSpec(iterations=0), distillation=DistillationSpec(steps=0)
+            ),
             is_fitted=True,
         ),
         Method("full", "all steps of the experiment", _preset),

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from evoquant.calibrate import Statistics, collect
+from evoquant.calibrate.augment import with_changes
 from evoquant.calibrate.cache import write_whole
 from evoquant.calibrate.channel_flow import ChannelFlow, trace_channels
 from evoquant.calibrate.channel_ranges import channel_ranges
 from evoquant.calibrate.compensate import QuantizedWeight
 from evoquant.calibrate.guard import GuardedStep, Losses, keep_what_helps
+from evoquant.calibrate.importance import position_importance
 from evoquant.calibrate.input_scaling import even_factors, fixed_depthwise_inputs, scale_inputs
 from evoquant.calibrate.moments import SplitMoments, collect_moments
 from evoquant.calibrate.rescale import Rescaling, rescale, rescaled_moments
@@ -35,9 +37,11 @@ from evoquant.graph import CapturedModel
 from evoquant.space import uniform_plan
 from evoquant.types import LayerQuantConfig, Op
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 GUARD_BITS = ((6, 6), (4, 8), (4, 4))
 """Bits of weights and activations that the guard judges at."""
+SHARES = {"norms": (0.5, 0.5), "chains": (1.0, 0.0)}
+"""By step, the exponents of the ranges of activations and of columns of weights, see ``equal_ranges``."""
 STATISTICS_IMAGES = 16
 """Images of the activations' statistics that the guard quantizes with, at most."""
 _LOG = logging.getLogger(__name__)
@@ -93,7 +97,8 @@ def improve(
         raise DataError(f"Expected at least {settings.guard_share} calibration images, but got {len(images)}.")
     is_held_out = (torch.arange(len(images)) + 1) % settings.guard_share == 0
     held_out = images[is_held_out]
-    deciding = _Deciding(_Judge(captured, images[~is_held_out], held_out, compensation), _remembered(known))
+    judge = _Judge(captured, images[~is_held_out], with_changes(held_out), compensation)
+    deciding = _Deciding(judge, _remembered(known))
     prepared = deciding.prepare(captured, images[~is_held_out], settings)
     if known is not None and deciding.is_new:
         write_whole(known, json.dumps([step.to_dict() for step in deciding.steps]).encode())
@@ -212,8 +217,14 @@ def _rescalings(captured: CapturedModel, flow: ChannelFlow, images: Tensor) -> d
     ranges = channel_ranges(captured.program, readers, torch.split(images, 8))
     found = families(captured, flow)
     make = {
-        kind: {family.name: equal_ranges(captured, flow, family, ranges) for family in found if family.kind == kind}
-        for kind in ("norms", "chains")
+        kind: {
+            family.name: equal_ranges(
+                captured, flow, family, ranges, activation_share=activation_share, weight_share=weight_share
+            )
+            for family in found
+            if family.kind == kind
+        }
+        for kind, (activation_share, weight_share) in SHARES.items()
     }
     make["similarities"] = {pair[0].op: balanced_similarity(flow, pair, ranges) for pair in flow.similarities}
     make["values"] = {family.name: centred_values(flow, family, ranges) for family in found if family.kind == "values"}
@@ -233,7 +244,7 @@ def _with_rescaled(
 
 
 class _Judge:
-    """Judges changed models by their divergence on held-out images."""
+    """Judges changed models by their divergence on held-out images and random changes of them."""
 
     def __init__(
         self, captured: CapturedModel, fitted: Tensor, held_out: Tensor, compensation: CompensationSpec
@@ -250,7 +261,9 @@ class _Judge:
         """Of the inputs of the unchanged model."""
         if not self._compensation.is_active:
             return {}
-        return collect_moments(self._captured.program, self._captured.graph, torch.split(self._fitted, 8))
+        batches, share = torch.split(self._fitted, 8), self._compensation.gradient_share
+        importance = position_importance(self._captured, batches, share)
+        return collect_moments(self._captured.program, self._captured.graph, batches, importance=importance)
 
     @cached_property
     def _reference(self) -> Tensor:

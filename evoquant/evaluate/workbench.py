@@ -14,6 +14,7 @@ from evoquant import models
 from evoquant.calibrate import Statistics, collect, load_or_collect, statistics_key
 from evoquant.calibrate.fisher import OperandKey, OperandSample, OperandSamples, sample_operands
 from evoquant.calibrate.fitted import FittedParameters
+from evoquant.calibrate.importance import position_importance
 from evoquant.calibrate.moments import SplitMoments, collect_moments
 from evoquant.calibrate.moments_cache import load_or_collect_moments, moments_key
 from evoquant.config import Experiment, ImageSet, experiment_hash
@@ -237,11 +238,14 @@ def moments_of(
     """
     if not experiment.compensation.is_active:
         return {}
-    return load_or_collect_moments(
-        cache_folder("moments"),
-        moments_key(program_hash=program_hash, images_hash=images.content_hash),
-        lambda: collect_moments(captured.program, captured.graph, images.batches(experiment.evaluation.batch_size)),
-    )
+    share, size = experiment.compensation.gradient_share, experiment.evaluation.batch_size
+
+    def collected() -> Mapping[str, SplitMoments]:
+        importance = position_importance(captured, images.batches(size), share)
+        return collect_moments(captured.program, captured.graph, images.batches(size), importance=importance)
+
+    key = moments_key(program_hash=program_hash, images_hash=images.content_hash, gradient_share=share)
+    return load_or_collect_moments(cache_folder("moments"), key, collected)
 
 
 def hash_program(captured: CapturedModel) -> str:
