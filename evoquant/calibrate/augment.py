@@ -17,7 +17,6 @@ GREATEST_ASPECT = 4 / 3
 MIXED_SHARE = 0.5
 """Share of the images that another one is mixed into, at most half of it."""
 
-
 CHANGES = 2
 """Random changes of each held-out image that judge beside it: a few images with great divergences decide else."""
 

@@ -132,8 +132,9 @@ class _SideBySide(fx.Interpreter):
 
     def fit(self, images: Tensor) -> None:
         """Run all images through both programs."""
-        self._is_held_out = [is_held_out for _, is_held_out in _pieces(images)]
-        pieces = [piece for piece, _ in _pieces(images)]
+        found = _pieces(images)
+        self._is_held_out = [is_held_out for _, is_held_out in found]
+        pieces = [piece for piece, _ in found]
         self.run(_Pair(pieces, pieces))
 
     def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - a node may compute anything

@@ -209,7 +209,8 @@ class SearchSpec(Section):
         racing: Whether a candidate stops after a quarter or half of the selection images if on these a member of the
             front dominates it with confidence. It counts as an evaluation, of fewer images. It saves a tenth or more of
             the images of NSGA-II, and next to nothing of the surrogate's; with 64 images or fewer nobody stops.
-        population_size: Members of one generation; the surrogate evaluates so many at first, then eight at a time.
+        population_size: Members of one generation; the surrogate evaluates its seeds at first, without sensitivities at
+            least so many, then eight at a time.
         evaluations: Candidates to evaluate, seeds included.
         minutes: Time limit. A run that it ends depends on the speed of the machine.
         plateau_generations: Generations without a larger hypervolume; None: no such limit.

@@ -14,7 +14,7 @@ from evoquant import models
 from evoquant.calibrate import Statistics, collect, load_or_collect, statistics_key
 from evoquant.calibrate.fisher import OperandKey, OperandSample, OperandSamples, sample_operands
 from evoquant.calibrate.fitted import FittedParameters
-from evoquant.calibrate.importance import position_importance
+from evoquant.calibrate.importance import GRADIENT_BATCH, position_importance
 from evoquant.calibrate.moments import SplitMoments, collect_moments
 from evoquant.calibrate.moments_cache import load_or_collect_moments, moments_key
 from evoquant.config import Experiment, ImageSet, experiment_hash
@@ -30,9 +30,6 @@ from evoquant.resources import cache_folder, folder
 
 Notify = Callable[[str, str], None]
 """Called with the stage that begins and a detail."""
-
-GRADIENT_BATCH = 8
-"""Images of one backward pass: all tensors of the forward pass are in memory with it."""
 
 SPLITS = ("calibration", "selection", "test")
 

@@ -43,20 +43,12 @@ class KnownCosts:
         domain: The genomes.
         space: The space that they are of.
         costs: Costs of plans.
-        table: The same of many plans at once.
         objectives: Names of the objectives.
     """
 
-    def __init__(
-        self,
-        domain: GenomeDomain,
-        space: SearchSpace,
-        costs: CostModel,
-        table: CostTable,
-        objectives: Sequence[str],
-    ) -> None:
+    def __init__(self, domain: GenomeDomain, space: SearchSpace, costs: CostModel, objectives: Sequence[str]) -> None:
         self._domain, self._space, self._costs, self._objectives = domain, space, costs, objectives
-        self._table = table
+        self._table = CostTable(costs, [space.choice_plans(position) for position in range(len(space.groups))])
         self._known: dict[bytes, list[float]] = {}
 
     def __call__(self, genomes: Genes) -> Floats:
@@ -109,14 +101,9 @@ class SearcherFactory:
         return AdditiveModel(self.domain, tuple(np.array(values, dtype=np.float64) for values in self.probes.errors))
 
     @cached_property
-    def cost_table(self) -> CostTable:
-        """Costs of many genomes at once."""
-        return CostTable(self.costs, [self.space.choice_plans(index) for index in range(len(self.space.groups))])
-
-    @cached_property
     def known(self) -> KnownCosts:
         """Objectives that need no evaluation."""
-        return KnownCosts(self.domain, self.space, self.costs, self.cost_table, self.experiment.objectives)
+        return KnownCosts(self.domain, self.space, self.costs, self.experiment.objectives)
 
     @cached_property
     def cost_tables(self) -> dict[str, tuple[Floats, ...]]:
