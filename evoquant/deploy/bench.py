@@ -21,6 +21,7 @@ from evoquant.graph import CapturedModel
 from evoquant.hardware import Device
 from evoquant.hardware.measured import MeasuredLatency
 from evoquant.hardware.table import LatencyTable
+from evoquant.kernels import onnx_runtime
 from evoquant.space import SearchSpace, preset_plan
 
 PRECISIONS = ("fp32", "w8a8", "w4a8")
@@ -54,7 +55,8 @@ def bench_model(
         device: The host, for the sum of kernels.
         images: A few images of shape (1, channels, height, width); the first is timed, all calibrate ONNX Runtime.
         threads: Numbers of threads.
-        isa: Instruction set of ours; None takes the best, capped by ``EVOQUANT_ISA``. ONNX Runtime chooses its own.
+        isa: Instruction set of ours; None takes the best, capped by ``EVOQUANT_ISA``. ONNX Runtime is held to it where
+            the machine can.
         precisions: Presets of ours.
         genomes: Random genomes whose sum of kernels is compared with the packed model, at the first number of threads;
             0 for none.
@@ -63,12 +65,13 @@ def bench_model(
         seed: Of genomes and orders.
 
     Returns:
-        ``machine``, ``model``, ``image_size``, ``macs``, ``whole`` (for each number of threads the times of all and
+        ``machine``, ``onnxruntime_isa`` (None: its own choice), ``model``, ``image_size``, ``macs``, ``whole`` (for each number of threads the times of all and
         their ratios), ``table`` (for each genome sum and measurement, or None), ``missing`` (why something was not
         timed); plain JSON values.
     """
     plans = {f"evoquant_{name}": preset_plan(name, captured.graph, {}) for name in precisions}
     packed = {name: pack(captured, operands, plan, isa=isa) for name, plan in plans.items()}
+    held_to = onnx_runtime.load(isa) if onnx_runtime.is_available() else None
     whole: list[dict[str, Any]] = []
     missing: dict[str, str] = {}
     for count in threads:
@@ -79,6 +82,7 @@ def bench_model(
         whole.append({"threads": count, "clock": clock_name(count), "times": _times(found), "ratios": ratios(found)})
     return {
         "machine": kernels.fingerprint(threads=threads[0], isa=isa),
+        "onnxruntime_isa": held_to,
         "model": captured.graph.model,
         "image_size": list(captured.graph.input_shape[1:]),
         "macs": captured.graph.macs,

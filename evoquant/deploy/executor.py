@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial, reduce
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from evoquant.deploy.recipe import Buffer, Recipe, Step, View
 from evoquant.deploy.weights import activation_codes
 from evoquant.errors import ModelError
-from evoquant.kernels import Matmul, pack_conv, pack_depthwise, pack_gemm
+from evoquant.kernels import Attention, Matmul, pack_conv, pack_depthwise, pack_gemm
 from evoquant.kernels.arrays import FloatArray, aligned, aligned_copy
 from evoquant.kernels.program import Program
 from evoquant.quant import FakeQuant, QuantParams
@@ -87,7 +87,10 @@ class Executor:
         if step.kind in ("gemm", "conv", "depthwise"):
             self._add_product(program, step, reads, out)
         elif step.kind == "matmul":
-            program.matmul(_matmul(step, self._isa), reads["a"], reads["b"], out)
+            program.matmul(_matmul(step.settings, self._isa), reads["a"], reads["b"], out)
+        elif step.kind == "attention":
+            products = (_matmul(step.settings[name], self._isa) for name in ("scores", "weighted"))
+            program.attention(Attention(*products), reads["q"], reads["k"], reads["v"], out)
         else:
             _add_tensor_step(program, step, reads, out)
 
@@ -130,8 +133,8 @@ def _geometry(described: dict[str, Any]) -> ConvGeometry:
     return ConvGeometry(**pairs, groups=described["groups"])
 
 
-def _matmul(step: Step, isa: str | None) -> Matmul:
-    first, second = quant_params(step.settings["input"]), quant_params(step.settings["second"])
+def _matmul(settings: Mapping[str, Any], isa: str | None) -> Matmul:
+    first, second = quant_params(settings["input"]), quant_params(settings["second"])
     if first is None or second is None:
         return Matmul(isa=isa)
     scales = [float(scale) for scale in second.scale.reshape(-1)]

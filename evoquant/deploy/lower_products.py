@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -148,25 +149,78 @@ def _fused_sum(lowering: Lowering, last: fx.Node, out: Layout) -> tuple[fx.Node,
     return last, None
 
 
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The product of queries and keys, and its softmax, that the product with the values will compute."""
+
+    node: fx.Node
+    a: Layout
+    b: Layout
+
+
 @handles("matmul", "bmm")
 def _matmul(lowering: Lowering, node: fx.Node, arguments: Arguments, _options: Options) -> Any:  # noqa: ANN401
     op = lowering.ops.get(node.name)
     if op is None:
         return NotImplemented
-    config = lowering.plan[op.name]
     a, b = arguments
-    batch = lowering.shape(node)[:-2]
-    a, b = (x.expand((*batch, *x.shape[-2:])) for x in (a, b))
+    if _waits(lowering, node):
+        return Scores(node, a, b)
+    if isinstance(a, Scores):
+        return _attention(lowering, node, a, b)
+    config = lowering.plan[op.name]
+    a, b = _expanded(lowering, node, a, b)
     first, second = _params(lowering, op, 0, config), _params(lowering, op, 1, config)
     settings: dict[str, Any] = {"op": op.name, "input": None, "second": None}
-    if first is not None and second is not None and _is_native(first, second, len(batch)):
-        settings |= {"input": _described(first), "second": _described(second)}
-    elif first is not None and second is not None:
+    if first is not None and second is not None and not _is_kernel(lowering, node):
         lowering.space.fallbacks[op.name] = f"{config.label}: rounded by torch, multiplied in floating point"
         a, b = _rounded(lowering, node, a, first), _rounded(lowering, node, b, second)
-    out = lowering.space.new(lowering.shape(node), order=_order(node, len(batch)))
+    else:
+        settings |= {"input": _described(first), "second": _described(second)}
+    out = lowering.space.new(lowering.shape(node), order=_order(node, len(a.shape) - 2))
     reads = {"a": _batched(lowering, node, a, "rows"), "b": _batched(lowering, node, b, "any")}
     lowering.space.add("matmul", node.name, reads, _batched(lowering, node, out, "rows"), settings)
+    return out
+
+
+def _expanded(lowering: Lowering, node: fx.Node, *operands: Layout) -> Iterator[Layout]:
+    batch = lowering.shape(node)[:-2]
+    return (x.expand((*batch, *x.shape[-2:])) for x in operands)
+
+
+def _waits(lowering: Lowering, node: fx.Node) -> bool:
+    """Whether a product is the first of an attention that one kernel computes; the second writes the step."""
+    attention = lowering.attentions.get(node.name)
+    if attention is None:
+        return False
+    softmax = next(iter(node.users))
+    weighted = next(iter(softmax.users))
+    is_last_axis = softmax.args[1] in (-1, len(lowering.shape(node)) - 1)
+    return is_last_axis and _is_kernel(lowering, node) and _is_kernel(lowering, weighted)
+
+
+def _is_kernel(lowering: Lowering, node: fx.Node) -> bool:
+    """Whether the native kernel takes both operands as the plan has them."""
+    op = lowering.ops[node.name]
+    config = lowering.plan[op.name]
+    first, second = _params(lowering, op, 0, config), _params(lowering, op, 1, config)
+    return first is None or second is None or _is_native(first, second, len(lowering.shape(node)) - 2)
+
+
+def _attention(lowering: Lowering, node: fx.Node, scores: Scores, values: Layout) -> Layout:
+    """Write one attention."""
+    q, k = _expanded(lowering, scores.node, scores.a, scores.b)
+    (v,) = _expanded(lowering, node, values)
+    settings = {}
+    for name, product in (("scores", scores.node), ("weighted", node)):
+        op = lowering.ops[product.name]
+        config = lowering.plan[op.name]
+        first, second = (_described(_params(lowering, op, index, config)) for index in (0, 1))
+        settings[name] = {"op": op.name, "input": first, "second": second}
+    out = lowering.space.new(lowering.shape(node), order=_order(node, len(q.shape) - 2))
+    reads = {"q": _batched(lowering, node, q, "rows")}
+    reads |= {name: _batched(lowering, node, x, "any") for name, x in (("k", k), ("v", v))}
+    lowering.space.add("attention", node.name, reads, _batched(lowering, node, out, "rows"), settings)
     return out
 
 

@@ -11,6 +11,7 @@ from torch import fx
 
 from evoquant.deploy.functions import CLAMPS, PLAIN, activation_of
 from evoquant.deploy.layout import Layout
+from evoquant.deploy.lower_products import Scores
 from evoquant.deploy.lowering import Lowering, handles, operator_name
 from evoquant.deploy.recipe import View
 from evoquant.deploy.workspace import Workspace, flat
@@ -114,6 +115,8 @@ def _matrix(layout: Layout, rows: int, columns: int) -> View:
 @handles("softmax", "_softmax")
 def _softmax(lowering: Lowering, node: fx.Node, arguments: Arguments, _options: Options) -> Any:  # noqa: ANN401
     x, axis = arguments[:2]
+    if isinstance(x, Scores):
+        return x
     if axis % len(x.axes) != len(x.axes) - 1:
         return NotImplemented
     x = lowering.space.ordered(node.name, x)

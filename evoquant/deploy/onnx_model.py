@@ -17,20 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from evoquant.errors import GraphError
+from evoquant.kernels import onnx_runtime
 
 Run = Callable[[int], float]
 OPSET = 17
 EXPORT_ERRORS = (RuntimeError, ValueError, TypeError, NotImplementedError, ImportError, AttributeError)
-
-
-def is_available() -> bool:
-    """Whether onnx and onnxruntime can be imported."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def exported(model: nn.Module, image: Tensor) -> bytes:
@@ -104,7 +95,7 @@ def timer(model: bytes, image: Tensor, *, threads: int) -> Run:
 
 def timers(model: nn.Module, images: Sequence[Tensor], *, threads: int) -> tuple[dict[str, Run], dict[str, str]]:
     """Timers of all variants by name, and by name why others are missing."""
-    if not is_available():
+    if not onnx_runtime.is_available():
         return {}, {"onnxruntime": "onnx and onnxruntime are not installed (pip install 'evoquant[deploy]')"}
     try:
         original = exported(model, images[0])

@@ -16,6 +16,7 @@ from importlib import resources
 from pathlib import Path
 
 from evoquant.errors import HardwareError
+from evoquant.hardware.attention import product_and_function
 from evoquant.hardware.device import Device
 from evoquant.hardware.measured import Kernels, float_work, op_cases
 from evoquant.hardware.onnx_models import one_op_model, tensor_model
@@ -90,7 +91,7 @@ def write_bundle(folder: Path, items: Iterable[BundleItem]) -> int:
 
 
 def _model(item: BundleItem) -> bytes:
-    op, _, activation = item.case.op.partition("+")
+    op, activation = product_and_function(item.case.op)
     if item.op is None:
         return tensor_model(op, item.case.shape)
     return one_op_model(item.op, quantized=item.is_quantized, symmetric=item.is_symmetric, activation=activation)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from scipy.optimize import least_squares
 
 from evoquant.errors import HardwareError
+from evoquant.hardware.attention import product_and_function
 from evoquant.hardware.device import FLOAT_TYPES, Device, Memory, Precision
 from evoquant.hardware.provenance import Kind, Quantity
 from evoquant.hardware.table import Key, LatencyTable
@@ -142,7 +143,7 @@ def _halves(rows: Sequence[_Row], seed: int) -> tuple[list[_Row], list[_Row]]:
 
 def kernel_work(key: Key, device: Device) -> KernelWork | None:
     """The work of an entry; None for a kernel of another library."""
-    op, _, function = key.op.partition("+")
+    op, function = product_and_function(key.op)
     if op in _TENSOR_KERNELS:
         values = prod(key.shape)
         read = 2 * values if op in _TWO_INPUTS else values

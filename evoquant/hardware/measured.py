@@ -8,6 +8,7 @@ from math import fsum, sqrt
 from typing import Literal, Protocol
 
 from evoquant.errors import HardwareError, KernelError
+from evoquant.hardware.attention import fused_attentions
 from evoquant.hardware.device import Device
 from evoquant.hardware.latency import LatencyEstimate
 from evoquant.hardware.legality import legalise
@@ -57,7 +58,8 @@ class MeasuredLatency:
     """Sums the entries of a latency table.
 
     Every kernel takes and gives floating-point tensors and quantizes inside, so nothing is converted between
-    neighbours. An activation function alone on the result of an operation is timed with it (``gemm+silu``). Nodes of
+    neighbours. An activation function alone on the result of an operation is timed with it (``gemm+silu``), the softmax
+    of an attention with the product before it (``matmul+softmax``, then ``softmax+matmul``). Nodes of
     the kinds that the device fuses cost nothing; any other node that is neither an operation nor a view costs its
     kernel, or a copy where there is none (then ``rests_on`` has ``assumed``).
 
@@ -109,16 +111,16 @@ class MeasuredLatency:
         return entry
 
     def _case(self, known: _Known, op: Op, config: LayerQuantConfig) -> Case:
-        return _with_activation(self.kernels, self.kernels.case_of(op, config), known.activations.get(op.node))
+        return _in_place(self.kernels, self.kernels.case_of(op, config), known.neighbours.get(op.node))
 
     def _known_of(self, graph: ModelGraph) -> _Known:
         if self._known is None or self._known.graph is not graph:
-            activations = kernel_activations(graph, self.kernels)
+            neighbours = fused_names(graph, self.kernels)
             work = float_work(graph, self.kernels, self.device.fused)
             entries = [self.table[case] for case in work.cases]
             self._known = _Known(
                 graph,
-                activations,
+                neighbours,
                 fsum(entry.median_ms for entry in entries),
                 fsum(entry.iqr_ms**2 for entry in entries),
                 any(entry.kind != "measured" for entry in entries),
@@ -133,7 +135,7 @@ class _Known:
     """What has been looked up for one graph."""
 
     graph: ModelGraph
-    activations: Mapping[str, str]
+    neighbours: Mapping[str, str]
     float_ms: float
     float_variance: float
     is_interpolated: bool
@@ -155,8 +157,19 @@ def kernel_activations(graph: ModelGraph, kernels: Kernels) -> dict[str, str]:
     return names
 
 
-def _with_activation(kernels: Kernels, case: Case, activation: str | None) -> Case:
-    return case if activation is None else kernels.KernelCase(f"{case.op}+{activation}", case.shape, case.precision)
+def fused_names(graph: ModelGraph, kernels: Kernels) -> dict[str, str]:
+    """Names of the kernels that operations are executed by together with what follows them, or comes before.
+
+    By the node of the operation; ``{}`` stands for the kernel of the operation alone.
+    """
+    names = {node: f"{{}}+{activation}" for node, activation in kernel_activations(graph, kernels).items()}
+    for attention in fused_attentions(graph):
+        names |= {attention.scores: "{}+softmax", attention.weighted: "softmax+{}"}
+    return names
+
+
+def _in_place(kernels: Kernels, case: Case, name: str | None) -> Case:
+    return case if name is None else kernels.KernelCase(name.format(case.op), case.shape, case.precision)
 
 
 def float_work(graph: ModelGraph, kernels: Kernels, fused: Collection[str]) -> FloatWork:
@@ -164,6 +177,7 @@ def float_work(graph: ModelGraph, kernels: Kernels, fused: Collection[str]) -> F
     own = {op.node for op in graph.ops} | fused_nodes(graph, tuple(fused))
     applied = kernel_activations(graph, kernels)
     own |= {name for name, op_node in TensorTable(graph).fused.items() if op_node in applied}
+    own |= {attention.softmax for attention in fused_attentions(graph)}
     cases: list[Case] = []
     by_copy: list[str] = []
     for node in graph.nodes:
@@ -203,7 +217,7 @@ def op_cases(
     Raises:
         HardwareError: If a configuration has no legal form or no kernel.
     """
-    activations = kernel_activations(graph, kernels)
+    neighbours = fused_names(graph, kernels)
     for op in graph.ops:
         for config in choices[op.name]:
             legal = legalise(op, config, device).config
@@ -211,7 +225,7 @@ def op_cases(
                 case = kernels.case_of(op, legal)
             except KernelError as error:
                 raise HardwareError(f"No kernel for '{op.name}' at {legal.label}: {error}") from error
-            yield op, legal, _with_activation(kernels, case, activations.get(op.node))
+            yield op, legal, _in_place(kernels, case, neighbours.get(op.node))
 
 
 def _float_case(graph: ModelGraph, node: Node, kernels: Kernels) -> Case:

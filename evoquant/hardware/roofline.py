@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
 
+from evoquant.hardware.attention import fused_attentions
 from evoquant.hardware.conversions import Conversion, conversions
 from evoquant.hardware.device import Device, NativeType
 from evoquant.hardware.latency import LatencyEstimate
@@ -165,7 +166,8 @@ class Roofline:
         if self.device.activations == "codes":
             return set()
         matmuls = {op.node for op in tensors.graph.ops if op.kind is OpKind.MATMUL}
-        return {name for name, op_node in tensors.fused.items() if op_node not in matmuls}
+        inside = {attention.softmax for attention in fused_attentions(tensors.graph)}
+        return inside | {name for name, op_node in tensors.fused.items() if op_node not in matmuls}
 
     def _applied_ms(self, node: Node) -> float:
         return node.elements / (self._float_rate() * _GIGA) * _MS_PER_S

@@ -1,5 +1,6 @@
 """The Python face of the native kernels: what the machine can run, packed weights, and timed cases."""
 
+from evoquant.kernels.attention import Attention
 from evoquant.kernels.case import KernelCase, KernelOp, case_of, conversion_case, float_case
 from evoquant.kernels.codes import Activation, ActivationCodes
 from evoquant.kernels.machine import fingerprint
@@ -19,6 +20,7 @@ from evoquant.kernels.timing import Timing, measure
 __all__ = [
     "Activation",
     "ActivationCodes",
+    "Attention",
     "KernelCase",
     "KernelInfo",
     "KernelOp",

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from evoquant.kernels import onnx_baseline
+from evoquant.kernels import onnx_baseline, onnx_runtime
 from evoquant.kernels.case import FP32, KernelCase, KernelOp, case_of
 from evoquant.kernels.machine import fingerprint
 from evoquant.kernels.native import info, isa_number, native, set_threads
@@ -65,8 +65,8 @@ def bench_kernels(
 ) -> dict[str, Any]:
     """Time every distinct layer shape at each precision, with ONNX Runtime in the same rounds if it is installed.
 
-    ONNX Runtime chooses its instruction set itself: where the machine has VNNI or AMX, capping the kernels at AVX2
-    compares unlike instruction sets. Its INT8 times are those of codes in, codes or accumulators out.
+    ONNX Runtime is held to the instruction set of the kernels where the machine can (``onnxruntime_isa`` in the result
+    is None where it chose from all). Its INT8 times are those of codes in, codes or accumulators out.
 
     Args:
         layers: Names of models and operations; see ``layers_of``. Equal shapes are timed once.
@@ -78,14 +78,15 @@ def bench_kernels(
         seed: Of operands and order.
 
     Returns:
-        ``machine``, ``peaks``, ``cases`` (each with op, model, layer, shape, precision, threads, isa, ms, gmacs_per_s,
-        onnxruntime_fp32_ms, onnxruntime_int8_ms) and ``summary``; plain JSON values.
+        ``machine``, ``onnxruntime_isa``, ``peaks``, ``cases`` (each with op, model, layer, shape, precision, threads,
+        isa, ms, gmacs_per_s, onnxruntime_fp32_ms, onnxruntime_int8_ms) and ``summary``; plain JSON values.
 
     Raises:
         KernelError: If the native module is missing or a shape has no kernel.
     """
     rng = np.random.default_rng(seed)
     isa = isa or info().used
+    held_to = onnx_runtime.load(isa) if onnx_runtime.is_available() else None
     before = native().threads()
     set_threads(threads)
     cases: list[dict[str, Any]] = []
@@ -102,6 +103,7 @@ def bench_kernels(
     best = peaks(isa)
     return {
         "machine": fingerprint(threads=threads, isa=isa),
+        "onnxruntime_isa": held_to,
         "peaks": {"isa": isa, "gmacs_per_s": best},
         "cases": cases,
         "summary": summarize(cases, best),
@@ -129,7 +131,7 @@ def _time_shape(
     wanted = [precision for precision in precisions if _has_kernel(case.op, precision)]
     runs = [workload(replace(case, precision=precision), rng, isa=isa) for precision in wanted]
     names = list(wanted)
-    if onnx_baseline.is_available():
+    if onnx_runtime.is_available():
         for name, found in baselines_of(case, op, threads, rng).items():
             names += [f"onnxruntime_{name}"] * len(found)
             runs += found

@@ -24,6 +24,10 @@ class KernelOp(StrEnum):
     """(height, width, channels, kernel h, w, stride h, w, padding h, w, dilation h, w)."""
     MATMUL = "matmul"
     """(batch, m, n, k, transposed): transposed is 1 where the second operand has k contiguous, as in q.k."""
+    SCORES = "matmul+softmax"
+    """As ``matmul``: q.k and its softmax as the first part of an attention kernel."""
+    WEIGHTED = "softmax+matmul"
+    """As ``matmul``: the softmax times v as the second part."""
     SOFTMAX = "softmax"
     """(rows, columns)."""
     LAYER_NORM = "layer_norm"
@@ -85,7 +89,7 @@ class KernelCase:
         if self.op == KernelOp.GEMM:
             m, n, k = self.shape
             return m * n * k
-        if self.op == KernelOp.MATMUL:
+        if self.op in (KernelOp.MATMUL, KernelOp.SCORES, KernelOp.WEIGHTED):
             batch, m, n, k, _ = self.shape
             return batch * m * n * k
         if self.op == KernelOp.DEPTHWISE:

@@ -18,16 +18,6 @@ _OPSET = 17
 _IR_VERSION = 8
 
 
-def is_available() -> bool:
-    """Whether onnx and onnxruntime can be imported."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
 def baselines(case: KernelCase, rng: np.random.Generator, *, threads: int, as_conv: bool) -> dict[str, list[Run]]:
     """What ONNX Runtime offers for a case; the fastest of a list is its time.
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from evoquant.errors import KernelError
 from evoquant.kernels.arrays import FloatArray
+from evoquant.kernels.attention import Attention
 from evoquant.kernels.codes import activation_number
 from evoquant.kernels.matmul import Matmul
 from evoquant.kernels.native import isa_number, native
@@ -64,6 +65,10 @@ class Program:
         """``matmul(a, b)`` into ``out``; see ``Matmul``."""
         quantizer = (matmul._quantizer, matmul._b_scales, matmul._b_max, matmul._factor)
         self._add("matmul", matmul._isa, a, b, *quantizer, out)
+
+    def attention(self, attention: Attention, q: FloatArray, k: FloatArray, v: FloatArray, out: FloatArray) -> None:
+        """``attention(q, k, v)`` into ``out``; see ``Attention``."""
+        self._add("attention", attention._isa, q, k, v, attention._scores, attention._weighted, out)
 
     def activate(self, kind: str, x: FloatArray, out: FloatArray) -> None:
         """An activation function of each value; ``identity`` copies."""

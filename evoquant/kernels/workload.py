@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evoquant.errors import KernelError
-from evoquant.kernels.arrays import aligned, aligned_copy
+from evoquant.kernels.arrays import FloatArray, aligned, aligned_copy
+from evoquant.kernels.attention import Attention, Part
 from evoquant.kernels.case import CODES_IN_FLOAT, FP32, KernelCase, KernelOp
 from evoquant.kernels.codes import ActivationCodes, activation_number
 from evoquant.kernels.matmul import Matmul
@@ -98,6 +99,8 @@ def workload(case: KernelCase, rng: np.random.Generator, *, isa: str | None = No
         KernelError: If there is no kernel for it.
     """
     op, _, activation = case.op.partition("+")
+    if case.op in (KernelOp.SCORES, KernelOp.WEIGHTED):
+        return _attention(case, rng, isa)
     case = replace(case, op=op)
     activation = activation or "identity"
     if op == KernelOp.GEMM:
@@ -145,17 +148,41 @@ def _image(case: KernelCase, activation: str, rng: np.random.Generator, isa: str
 
 
 def _matmul(case: KernelCase, rng: np.random.Generator, isa: str | None) -> Run:
-    batch, m, n, k, transposed = case.shape
+    matmul = _activation_product(case, isa)
+    a, b = _activations(case, rng)
+    batch, m, n, *_ = case.shape
+    out = aligned((1, batch, m, n))
+    return lambda repeats: matmul.seconds(a, b, out, repeats)
+
+
+def _activation_product(case: KernelCase, isa: str | None) -> Matmul:
     precision = Precision.parse(case.precision)
     if precision is None:
-        matmul = Matmul(isa=isa)
-    else:
-        matmul = Matmul(precision.codes(), b_scale=0.02, b_bits=max(precision.activation_bits, 2), isa=isa)
+        return Matmul(isa=isa)
+    return Matmul(precision.codes(), b_scale=0.02, b_bits=max(precision.activation_bits, 2), isa=isa)
+
+
+def _activations(case: KernelCase, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
+    """Both operands of a product: (1, batch, m, k) and (1, batch, k, n), the second perhaps transposed in memory."""
+    batch, m, n, k, transposed = case.shape
     a = aligned_copy(rng.standard_normal((1, batch, m, k), np.float32))
     b = aligned_copy(rng.standard_normal((1, batch, n, k) if transposed else (1, batch, k, n), np.float32))
-    second = b.transpose(0, 1, 3, 2) if transposed else b
-    out = aligned((1, batch, m, n))
-    return lambda repeats: matmul.seconds(a, second, out, repeats)
+    return a, b.transpose(0, 1, 3, 2) if transposed else b
+
+
+def _attention(case: KernelCase, rng: np.random.Generator, isa: str | None) -> Run:
+    """One of the two products of an attention; the other is as small as it can be, and is not run."""
+    batch, m, n, k, _ = case.shape
+    timed, other = _activation_product(case, isa), Matmul(isa=isa)
+    a, b = _activations(case, rng)
+    if case.op == KernelOp.SCORES:
+        attention, part = Attention(timed, other), Part.SCORES
+        q, keys, values = a, b, aligned((1, batch, n, 1))
+    else:
+        attention, part = Attention(other, timed), Part.WEIGHTED
+        q, keys, values = aligned((1, batch, m, 1)), aligned((1, batch, 1, k)), b
+    out = aligned((1, batch, m, values.shape[3]))
+    return lambda repeats: attention.seconds(q, keys, values, out, repeats, part=part)
 
 
 def _tensor(case: KernelCase, rng: np.random.Generator, isa: int) -> Run:

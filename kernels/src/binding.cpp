@@ -184,18 +184,71 @@ struct Depthwise {
   }
 };
 
-eq_matmul_shape matmul_shape(const Strided<const float, 4>& a, const Strided<const float, 4>& b, const Strided<float, 4>& out) {
-  require(a.shape(0) == b.shape(0) && a.shape(1) == b.shape(1) && a.shape(3) == b.shape(2), "expected a (b, h, m, k) and b (b, h, k, n)");
-  require(out.shape(0) == a.shape(0) && out.shape(1) == a.shape(1) && out.shape(2) == a.shape(2) && out.shape(3) == b.shape(3),
-          "out must be (b, h, m, n)");
-  require((a.stride(3) == 1 || a.shape(3) == 1) && (out.stride(3) == 1 || out.shape(3) == 1), "the last axis of a and out must be contiguous");
+// Sizes of a product (m, k) by b (k, n), and where b lies.
+eq_matmul_shape second_shape(size_t m, const Strided<const float, 4>& b) {
   ptrdiff_t b_row = b.stride(2), b_col = b.stride(3);
   if (b.shape(3) == 1) b_col = b_row == 1 ? (ptrdiff_t)b.shape(2) : 1;
   if (b.shape(2) == 1) b_row = b_col == 1 ? (ptrdiff_t)b.shape(3) : 1;
-  return {(int)a.shape(0), (int)a.shape(1), (int)a.shape(2), (int)b.shape(3), (int)a.shape(3),
-          a.stride(0), a.stride(1), a.stride(2), b.stride(0), b.stride(1), b_row, b_col,
-          out.stride(0), out.stride(1), out.stride(2)};
+  return {(int)b.shape(0), (int)b.shape(1), (int)m, (int)b.shape(3), (int)b.shape(2), 0, 0, 0,
+          b.stride(0), b.stride(1), b_row, b_col, 0, 0, 0};
 }
+
+void set_first(eq_matmul_shape& s, const Strided<const float, 4>& a) {
+  require((int)a.shape(0) == s.outer && (int)a.shape(1) == s.inner && (int)a.shape(3) == s.k, "expected a (b, h, m, k) and b (b, h, k, n)");
+  require(a.stride(3) == 1 || a.shape(3) == 1, "the last axis of a must be contiguous");
+  s.a_outer = a.stride(0), s.a_inner = a.stride(1), s.a_row = a.stride(2);
+}
+
+void set_out(eq_matmul_shape& s, const Strided<float, 4>& out) {
+  require((int)out.shape(0) == s.outer && (int)out.shape(1) == s.inner && (int)out.shape(2) == s.m && (int)out.shape(3) == s.n,
+          "out must be (b, h, m, n)");
+  require(out.stride(3) == 1 || out.shape(3) == 1, "the last axis of out must be contiguous");
+  s.out_outer = out.stride(0), s.out_inner = out.stride(1), s.out_row = out.stride(2);
+}
+
+eq_matmul_shape matmul_shape(const Strided<const float, 4>& a, const Strided<const float, 4>& b, const Strided<float, 4>& out) {
+  eq_matmul_shape shape = second_shape(a.shape(2), b);
+  set_first(shape, a);
+  set_out(shape, out);
+  return shape;
+}
+
+// How the operands of one product of an attention become codes; keeps the scales.
+struct AttentionProduct {
+  std::optional<eq_quantizer> quantizer;
+  std::optional<Flat<const float>> b_scales;
+  int b_q_max;
+  float factor;
+
+  eq_product with(const eq_matmul_shape& shape) const {
+    const int count = b_scales ? (int)b_scales->size() : 0;
+    require(count == 0 || count == 1 || count == shape.inner, "b_scales must be one, or one per head");
+    return {shape, quantizer.has_value(), quantizer ? *quantizer : eq_quantizer{}, data_or_null(b_scales), count, b_q_max, factor};
+  }
+};
+
+// Everything that one attention takes; copies keep its arrays alive.
+struct Attention {
+  int isa;
+  Strided<const float, 4> q, k, v;
+  AttentionProduct scores, weighted;
+  Strided<float, 4> out;
+  eq_product first, second;
+
+  Attention(int isa_id, Strided<const float, 4> queries, Strided<const float, 4> keys, Strided<const float, 4> values,
+            const AttentionProduct& of_scores, const AttentionProduct& of_weighted, Strided<float, 4> target)
+      : isa(isa_id), q(queries), k(keys), v(values), scores(of_scores), weighted(of_weighted), out(target) {
+    eq_matmul_shape qk = second_shape(q.shape(2), k), av = second_shape(q.shape(2), v);
+    set_first(qk, q);
+    set_out(av, out);
+    require(qk.outer == av.outer && qk.inner == av.inner && qk.n == av.k, "expected k (b, h, k, n) and v (b, h, n, d)");
+    first = scores.with(qk);
+    second = weighted.with(av);
+  }
+  int run(int part = EQ_ATTENTION_WHOLE) const {
+    return eq_attention_f32(isa, &first, &second, q.data(), k.data(), v.data(), out.data(), part);
+  }
+};
 
 double matmul(int isa, Strided<const float, 4> a, Strided<const float, 4> b, const std::optional<eq_quantizer>& qa,
               std::optional<Flat<const float>> b_scales, int b_q_max, float factor, Strided<float, 4> out, int repeats) {
@@ -221,6 +274,8 @@ void bind_machine(nb::module_& m) {
     check(isa);
     return isa;
   });
+  m.def("cap_cpuid", [](int isa) { check(eq_cap_cpuid(isa)); });
+  m.def("uncap_cpuid", &eq_uncap_cpuid);
   m.def("compiler", &eq_compiler);
   m.def("version", &eq_version);
   m.def("set_threads", &eq_set_threads);
@@ -290,6 +345,19 @@ void bind_handles(nb::module_& m) {
       .def_prop_ro("bytes", [](const Depthwise& d) { return eq_depthwise_bytes(d.handle); });
   m.def("matmul", &matmul, nb::arg("isa"), nb::arg("a"), nb::arg("b"), nb::arg("quantizer").none(),
         nb::arg("b_scales").none(), nb::arg("b_q_max"), nb::arg("factor"), nb::arg("out"), nb::arg("repeats") = 1);
+}
+
+void bind_attention(nb::module_& m) {
+  nb::class_<AttentionProduct>(m, "AttentionProduct")
+      .def("__init__", [](AttentionProduct* p, std::optional<eq_quantizer> quantizer, std::optional<Flat<const float>> b_scales,
+                          int b_q_max, float factor) { new (p) AttentionProduct{quantizer, b_scales, b_q_max, factor}; },
+           nb::arg("quantizer").none(), nb::arg("b_scales").none(), nb::arg("b_q_max"), nb::arg("factor"));
+  m.def("attention", [](int isa, Strided<const float, 4> q, Strided<const float, 4> k, Strided<const float, 4> v,
+                        const AttentionProduct& scores, const AttentionProduct& weighted, Strided<float, 4> out, int repeats, int part) {
+    const Attention attention(isa, q, k, v, scores, weighted, out);
+    return timed(repeats, [&] { return attention.run(part); });
+  }, nb::arg("isa"), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("scores"), nb::arg("weighted"), nb::arg("out"),
+     nb::arg("repeats") = 1, nb::arg("part") = (int)EQ_ATTENTION_WHOLE);
 }
 
 void bind_codes(nb::module_& m) {
@@ -410,6 +478,7 @@ void bind_float(nb::module_& m) {
 NB_MODULE(_native, m) {
   bind_machine(m);
   bind_handles(m);
+  bind_attention(m);
   bind_codes(m);
   bind_float(m);
   bind_program(m);

@@ -13,7 +13,7 @@ void set_thread_count(int threads);
 void parallel_for(int tasks, const std::function<void(int)>& body);
 
 // A buffer of this thread, 64-byte aligned, with 256 readable bytes after the end; valid until asked for again.
-enum class Slot { kOperand, kSecond, kDecoded, kScale, kSegments, kCodes, kRing, kRows, kCount };
+enum class Slot { kOperand, kSecond, kDecoded, kScale, kSegments, kCodes, kRing, kRows, kAttention, kCount };
 void* scratch(Slot slot, size_t bytes);
 
 }  // namespace eq

@@ -39,22 +39,40 @@ inline vf vexp(vf x) {
   return p * (vf)((n + 127) << 23);
 }
 
-inline vf vsigmoid(vf x) { return 1.0f / (1.0f + vexp(-x)); }
+// An odd function as x * P(x^2) / Q(x^2) within [-limit, limit] and constant beyond; coefficients from the highest power.
+template <int P, int Q>
+inline vf vodd(vf x, float limit, const float (&numerator)[P], const float (&denominator)[Q]) {
+  x = vmin(vmax(x, vset(-limit)), vset(limit));
+  const vf square = x * x;
+  vf p = vset(numerator[0]), q = vset(denominator[0]);
+#pragma GCC unroll 8
+  for (int i = 1; i < P; ++i) p = vfma(p, square, vset(numerator[i]));
+#pragma GCC unroll 8
+  for (int i = 1; i < Q; ++i) q = vfma(q, square, vset(denominator[i]));
+  return x * p / q;
+}
 
-// erf by Abramowitz and Stegun, Handbook of Mathematical Functions, formula 7.1.26: absolute error below 2e-7.
+// Rational functions with the coefficients that the library Eigen has for binary32: absolute errors below 5e-7.
+inline vf vtanh(vf x) {
+  constexpr float kTop[] = {-2.76076847742355e-16f, 2.00018790482477e-13f, -8.60467152213735e-11f, 5.12229709037114e-08f,
+                            1.48572235717979e-05f, 6.37261928875436e-04f, 4.89352455891786e-03f};
+  constexpr float kBottom[] = {1.19825839466702e-06f, 1.18534705686654e-04f, 2.26843463243900e-03f, 4.89352518554385e-03f};
+  return vodd(x, 7.90531110763549805f, kTop, kBottom);
+}
+
+inline vf verf(vf x) {
+  constexpr float kTop[] = {-2.72614225801306e-10f, 2.77068142495902e-08f, -2.10102402082508e-06f, -5.69250639462346e-05f,
+                            -7.34990630326855e-04f, -2.95459980854025e-03f, -1.60960333262415e-02f};
+  constexpr float kBottom[] = {-1.45660718464996e-05f, -2.13374055278905e-04f, -1.68282697438203e-03f, -7.37332916720468e-03f,
+                               -1.42647390514189e-02f};
+  return vodd(x, 4.0f, kTop, kBottom);
+}
+
+inline vf vsigmoid(vf x) { return vfma(vtanh(0.5f * x), vset(0.5f), vset(0.5f)); }
+
 inline vf vgelu(vf x) {
-  const vf z = x * 0.707106781f;
-  const vf magnitude = vmax(z, -z);
-  const vf t = 1.0f / vfma(magnitude, vset(0.3275911f), vset(1.0f));
-  vf p = vset(1.061405429f);
-  p = vfma(p, t, vset(-1.453152027f));
-  p = vfma(p, t, vset(1.421413741f));
-  p = vfma(p, t, vset(-0.284496736f));
-  p = vfma(p, t, vset(0.254829592f));
-  const vf tail = p * t * vexp(-magnitude * magnitude);  // 1 - erf(|z|)
-  const vi negative = (vi)z < 0;
-  const vf share = negative ? tail : 2.0f - tail;  // 1 + erf(z)
-  return 0.5f * x * share;
+  const vf half = 0.5f * x;
+  return vfma(verf(x * 0.707106781f), half, half);
 }
 
 template <int KIND>
@@ -432,25 +450,36 @@ void scale_rows(const float* x, size_t rows, int channels, const float* scale, c
       for (int c = 0; c < channels; ++c) out[c] = x[c] * scale[c];
 }
 
-void softmax_row(const float* x, int columns, float* out) {
-  vf top = vset(x[0]);
+// The greatest value of a row, in several vectors: one alone would wait for itself.
+float row_top(const float* x, int columns) {
+  constexpr int kChains = 4;
+  vf tops[kChains];
+  for (int c = 0; c < kChains; ++c) tops[c] = vset(x[0]);
   int i = 0;
-  for (; i + VL <= columns; i += VL) top = vmax(top, vload(x + i));
-  float peak = vtop(top);
-  for (int j = i; j < columns; ++j) peak = x[j] > peak ? x[j] : peak;
+  for (; i + VL * kChains <= columns; i += VL * kChains)
+    for (int c = 0; c < kChains; ++c) tops[c] = vmax(tops[c], vload(x + i + VL * c));
+  for (; i + VL <= columns; i += VL) tops[0] = vmax(tops[0], vload(x + i));
+  float top = vtop(vmax(vmax(tops[0], tops[1]), vmax(tops[2], tops[3])));
+  for (; i < columns; ++i) top = x[i] > top ? x[i] : top;
+  return top;
+}
+
+void softmax_row(const float* x, int columns, float* out) {
+  const float top = row_top(x, columns);
   vf sums = vf{};
-  for (int j = 0; j + VL <= columns; j += VL) {
-    const vf e = vexp(vload(x + j) - peak);
-    vstore(out + j, e);
+  int i = 0;
+  for (; i + VL <= columns; i += VL) {
+    const vf e = vexp(vload(x + i) - top);
+    vstore(out + i, e);
     sums += e;
   }
   float sum = vsum(sums);
   if (i < columns) {
-    vstore_part(out + i, vexp(vload_part(x + i, columns - i) - peak), columns - i);
-    for (int j = i; j < columns; ++j) sum += out[j];
+    vstore_part(out + i, vexp(vload_part(x + i, columns - i) - top), columns - i);
+    for (; i < columns; ++i) sum += out[i];
   }
   const float inverse = 1.0f / sum;
-  for (int j = 0; j < columns; ++j) out[j] *= inverse;
+  for (i = 0; i < columns; ++i) out[i] *= inverse;
 }
 
 void softmax(const float* x, size_t rows, int columns, float* out) {

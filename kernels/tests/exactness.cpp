@@ -234,6 +234,29 @@ void test_matmul(int isa, int m, int n, int k, bool b_by_rows, int activation_bi
   expect(equal && out.intact() && plain.intact(), what);
 }
 
+// The attention is its products and its softmax apart, bit for bit, however rows are divided.
+void test_attention(int isa, int m, int n, int k, int d, int bits) {
+  const int heads = 3, b_top = bits == 8 ? 127 : (1 << (bits - 1)) - 1;
+  std::vector<float> q((size_t)heads * m * k), keys((size_t)heads * n * k), v((size_t)heads * n * d);
+  for (auto* values : {&q, &keys, &v})
+    for (auto& x : *values) x = std::normal_distribution<float>(0, 1)(random_bits);
+  const eq_matmul_shape scores{1, heads, m, n, k, 0, (ptrdiff_t)m * k, k, 0, (ptrdiff_t)n * k, 1, k, 0, (ptrdiff_t)m * n, n};
+  const eq_matmul_shape weighted{1, heads, m, d, n, 0, (ptrdiff_t)m * n, n, 0, (ptrdiff_t)n * d, d, 1, 0, (ptrdiff_t)m * d, d};
+  const float levels = (float)((1 << bits) - 1), b_scale = 3.0f / (float)b_top;
+  const eq_quantizer of_q{6.0f / levels, (1 << bits) / 2, 0, (1 << bits) - 1, 0}, of_weights{1.0f / levels, 0, 0, (1 << bits) - 1, 0};
+  const int quantized = bits < 32;
+  const eq_product first{scores, quantized, of_q, &b_scale, 1, b_top, 0.5f}, second{weighted, quantized, of_weights, &b_scale, 1, b_top, 1.0f};
+  std::vector<float> between_products((size_t)heads * m * n), expected((size_t)heads * m * d);
+  Guarded<float> out((size_t)heads * m * d);
+  eq_matmul_f32(isa, &scores, q.data(), keys.data(), quantized ? &of_q : nullptr, &b_scale, 1, b_top, 0.5f, between_products.data());
+  eq_softmax(isa, between_products.data(), (size_t)heads * m, n, between_products.data());
+  eq_matmul_f32(isa, &weighted, between_products.data(), v.data(), quantized ? &of_weights : nullptr, &b_scale, 1, b_top, 1.0f, expected.data());
+  char what[160];
+  std::snprintf(what, sizeof what, "attention %s m=%d n=%d k=%d d=%d bits=%d", eq_isa_name(isa), m, n, k, d, bits);
+  expect(eq_attention_f32(isa, &first, &second, q.data(), keys.data(), v.data(), out.data(), EQ_ATTENTION_WHOLE) == 0, what);
+  expect(std::memcmp(out.data(), expected.data(), expected.size() * 4) == 0 && out.intact(), what);
+}
+
 void test_codes(int isa, size_t count) {
   std::vector<float> x(count);
   for (auto& v : x) v = std::normal_distribution<float>(0, 40)(random_bits);
@@ -327,6 +350,9 @@ void test_images(int isa) {
   for (int bits : {4, 6, 8})
     for (bool rows : {false, true})
       for (int size : {1, 3, 17, 50}) test_matmul(isa, size, between(1, 40), between(1, 70), rows, bits);
+  for (int bits : {4, 8, 32})
+    for (int size : {1, 7, 33, 70}) test_attention(isa, size, between(1, 90), between(1, 40), between(1, 40), bits);
+  test_attention(isa, 9, 3000, 8, 8, 8);
 }
 
 // What this machine cannot execute is refused with a reason, and is not what it would choose.

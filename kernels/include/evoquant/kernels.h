@@ -83,6 +83,9 @@ int eq_isa_default(void); /* best of built and supported, capped by the environm
 const char* eq_compiler(void);
 const char* eq_version(void);
 const char* eq_last_error(void);
+/* From here to eq_uncap_cpuid CPUID answers the calling thread as a processor with this x86 instruction set at most. */
+int eq_cap_cpuid(int isa);
+void eq_uncap_cpuid(void);
 void eq_set_threads(int threads);
 int eq_threads(void);
 
@@ -130,6 +133,23 @@ typedef struct {
  * b_scales: one scale, or one per inner index when b_scale_count == inner. Null quantizers: f32. */
 int eq_matmul_f32(int isa, const eq_matmul_shape* shape, const float* a, const float* b, const eq_quantizer* qa,
                   const float* b_scales, int b_scale_count, int b_q_max, float factor, float* out);
+
+/* One of the two products of an attention: as eq_matmul_f32 takes it, `quantizer` void where quantized is 0. */
+typedef struct {
+  eq_matmul_shape shape;
+  int32_t quantized;
+  eq_quantizer quantizer;
+  const float* b_scales;
+  int32_t b_scale_count, b_q_max;
+  float factor;
+} eq_product;
+
+/* out = softmax(q . k) . v for a batch of heads, without the scores in memory; the numbers are those of eq_matmul_f32,
+ * eq_softmax and eq_matmul_f32. Strides: q is a and k is b of `scores`, v is b and out is out of `weighted`.
+ * To time them apart, `part` leaves out what follows the softmax, or all up to it; what is computed is then void. */
+enum { EQ_ATTENTION_WHOLE = 0, EQ_ATTENTION_SCORES = 1, EQ_ATTENTION_WEIGHTED = 2 };
+int eq_attention_f32(int isa, const eq_product* scores, const eq_product* weighted, const float* q, const float* k,
+                     const float* v, float* out, int part);
 
 /* Tensors. */
 int eq_quantize_u8(int isa, const float* x, size_t count, const eq_quantizer* quantizer, uint8_t* out);

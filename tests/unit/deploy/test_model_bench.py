@@ -9,6 +9,7 @@ from evoquant.deploy.bench import bench_model
 from evoquant.errors import ConfigurationError
 from evoquant.hardware import load_device
 from evoquant.hardware.legality import legaliser
+from evoquant.kernels import onnx_runtime
 from evoquant.run.space import read_space
 from evoquant.space import SearchSpace
 
@@ -26,13 +27,13 @@ def test_it_times_all_precisions_and_compares_sums_with_models(hybrid):
     assert {"evoquant_fp32", "evoquant_w8a8"} <= set(whole["times"])
     assert len(found["table"]["genomes"]) == 3
     assert all(genome["table_ms"] > 0 and genome["measured_ms"] > 0 for genome in found["table"]["genomes"])
-    if onnx_model.is_available():
+    if onnx_runtime.is_available():
         assert found["missing"] == {}
         assert whole["ratios"]["evoquant_w8a8"]["times_best_onnxruntime_int8"] > 0
 
 
 def test_what_cannot_be_exported_is_named_and_the_rest_is_timed(hybrid, monkeypatch):
-    if not onnx_model.is_available():
+    if not onnx_runtime.is_available():
         pytest.skip("onnx and onnxruntime are not installed")
     monkeypatch.setattr(onnx_model, "OPSET", -1)
     runs, missing = onnx_model.timers(hybrid.model, [hybrid.images[:1]], threads=1)

@@ -145,7 +145,7 @@ def layers():
 @pytest.mark.slow
 def test_the_benchmark_runs():
     result = json.loads(json.dumps(bench_kernels(layers(), seconds_per_case=1e-4, repetitions=2)))
-    assert set(result) == {"machine", "peaks", "cases", "summary"}
+    assert set(result) == {"machine", "onnxruntime_isa", "peaks", "cases", "summary"}
     shapes = {(case["op"], case["precision"]) for case in result["cases"]}
     assert {("gemm", "w4a8"), ("depthwise", "w8a8"), ("matmul", "w4a4")} <= shapes
     assert sum(case["op"] == "gemm" and case["precision"] == "w8a8" for case in result["cases"]) == 1
