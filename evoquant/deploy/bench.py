@@ -65,9 +65,9 @@ def bench_model(
         seed: Of genomes and orders.
 
     Returns:
-        ``machine``, ``onnxruntime_isa`` (None: its own choice), ``model``, ``image_size``, ``macs``, ``whole`` (for each number of threads the times of all and
-        their ratios), ``table`` (for each genome sum and measurement, or None), ``missing`` (why something was not
-        timed); plain JSON values.
+        ``machine``, ``onnxruntime_isa`` (None: its own choice), ``model``, ``image_size``, ``macs``, ``whole`` (for
+        each number of threads the times of all and their ratios), ``table`` (for each genome sum and measurement, or
+        None), ``missing`` (why something was not timed); plain JSON values.
     """
     plans = {f"evoquant_{name}": preset_plan(name, captured.graph, {}) for name in precisions}
     packed = {name: pack(captured, operands, plan, isa=isa) for name, plan in plans.items()}

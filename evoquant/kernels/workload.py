@@ -24,6 +24,8 @@ Run = Callable[[int], float]
 
 TYPICAL_SIGMAS = 3.5
 """Standard deviations of a weight channel inside its range of codes."""
+LOG2_SIGMA = 0.1
+"""Standard deviation of log2 weights in greatest levels: scales leave one or two of these without weights."""
 
 _PRECISION = re.compile(r"w(\d+)a(\d+)(?:-(log2|ternary|binary))?(?:-(loga|twin))?(?:-g(\d+))?")
 
@@ -84,7 +86,8 @@ def random_weights(shape: tuple[int, ...], precision: Precision | None, rng: np.
     half = 2 ** (bits - 1)
     if precision.codebook is not None:
         book = np.sort(np.asarray(precision.codebook, np.int8)).astype(np.float64)
-        normal = rng.standard_normal(shape) * book.max() / TYPICAL_SIGMAS
+        sigma = LOG2_SIGMA if precision.scheme == "log2" else 1.0 / TYPICAL_SIGMAS
+        normal = rng.standard_normal(shape) * book.max() * sigma
         values = book[np.searchsorted((book[1:] + book[:-1]) / 2, normal)].astype(np.int8)
     else:
         normal = rng.standard_normal(shape) * max(half - 1, 0.5) / TYPICAL_SIGMAS

@@ -16,6 +16,8 @@ SMALLEST_STEP = 10
 """The smallest i: at a tenth of the extremes, even two-bit codes of heavy-tailed weights clip too much."""
 KL_STEP = 3
 EXPONENTS_BELOW = 4
+UNUSED_OCTAVES = 2
+LOG2_ERROR_SHARE = 0.04
 ROW_BINS = 256
 TENSOR_BINS = 2048
 _BLOCK = 131_072
@@ -58,14 +60,30 @@ def nearest_exponent(rows: Tensor, scale: Tensor, zero_point: Tensor, q_min: int
 
 
 def search_log2_scale(rows: Tensor, *, magnitudes: int) -> Tensor:
-    """The value of the greatest power-of-two level of each row that has the least square error."""
+    """The value of the greatest power-of-two level of each row, by its square error.
+
+    Twice or four times the best value leaves the greatest levels without weights and takes as many from those next to
+    zero, where they hardly matter. It is taken where the square error grows by at most 4 % (0.17 dB of the 14 to 15 dB
+    of such codes), because integers of at most a quarter of the greatest level let kernels add four times as many
+    products in 16 bits.
+    """
     lattice = OctaveLattice(magnitudes, 1, is_signed=True)
     top = rows.abs().amax(dim=1).clamp_(min=torch.finfo(torch.float32).tiny)
     ratios = torch.arange(GRID, SMALLEST_STEP - 1, -1) / GRID
     best = torch.empty_like(top)
     for block in _blocks(rows):
-        best[block] = _best_of(rows[block], (top[block] * ratio for ratio in ratios), lattice)
+        chosen = _best_of(rows[block], (top[block] * ratio for ratio in ratios), lattice)
+        allowed = (1.0 + LOG2_ERROR_SHARE) * _square_error(rows[block], chosen, lattice)
+        for _ in range(UNUSED_OCTAVES):
+            wider = 2.0 * chosen
+            chosen = torch.where(_square_error(rows[block], wider, lattice) <= allowed, wider, chosen)
+        best[block] = chosen
     return best
+
+
+def _square_error(rows: Tensor, scale: Tensor, lattice: Lattice) -> Tensor:
+    points = lattice.nearest_(rows / scale[:, None]).mul_(scale[:, None])
+    return points.sub_(rows).square_().sum(dim=1)
 
 
 def ternary_scale(rows: Tensor) -> Tensor:
