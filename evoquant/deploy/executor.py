@@ -12,9 +12,10 @@ import torch
 
 from evoquant.deploy.recipe import Buffer, Recipe, Step, View
 from evoquant.deploy.weights import activation_codes
+from evoquant.deploy.workspace import CODES_PER_VALUE
 from evoquant.errors import ModelError
 from evoquant.kernels import Attention, Matmul, pack_conv, pack_depthwise, pack_gemm
-from evoquant.kernels.arrays import FloatArray, aligned, aligned_copy
+from evoquant.kernels.arrays import FloatArray, Values, aligned, aligned_copy
 from evoquant.kernels.program import Program
 from evoquant.quant import FakeQuant, QuantParams
 from evoquant.types import ConvGeometry, QuantizationScheme
@@ -58,20 +59,22 @@ class Executor:
             else:
                 stretch()
 
-    def _array(self, view: View) -> FloatArray:
+    def _array(self, view: View) -> Any:  # noqa: ANN401 - real values, or the codes of one product for another
         buffer: Buffer = self._recipe.buffers[view.buffer]
+        memory: Values
         if buffer.constant is None:
             memory, start = self._arena, buffer.offset + view.offset
         else:
             if buffer.constant not in self._constants:
                 raise ModelError(f"The stored tensor '{buffer.constant}' is missing.")
             memory, start = self._constants[buffer.constant], view.offset
+        if buffer.is_codes:
+            memory, start = memory.view(np.uint8), CODES_PER_VALUE * buffer.offset + view.offset
         last = start + sum((size - 1) * stride for size, stride in zip(view.shape, view.strides, strict=True))
         if start < 0 or last >= memory.size or min(view.strides, default=0) < 0:
             raise ModelError(f"A view of {view.shape} reaches outside of its buffer {view.buffer}.")
         strides = tuple(stride * memory.itemsize for stride in view.strides)
-        array: FloatArray = np.lib.stride_tricks.as_strided(memory[start:], view.shape, strides)
-        return array
+        return np.lib.stride_tricks.as_strided(memory[start:], view.shape, strides)
 
     def _add(self, step: Step) -> None:
         reads = {name: self._array(view) for name, view in step.reads.items()}
@@ -101,15 +104,17 @@ class Executor:
         codes = None if params is None else activation_codes(params)
         weights, _ = self._recipe.weights[op].for_kernel(self._constants.get(f"{op}.bias"), codes)
         activation, residual = settings["activation"], reads.get("residual")
+        result = quant_params(settings.get("result"))
+        to = None if result is None else activation_codes(result)
         if step.kind == "gemm":
             matrix = replace(weights, values=weights.values.reshape(len(weights.values), -1))
             gemm = pack_gemm(matrix, codes, activation=activation, isa=self._isa)
-            program.gemm(gemm, reads["x"], out, residual=residual)
+            program.product(gemm, reads["x"], out, residual=residual, to=to)
             return
         geometry = _geometry(settings["geometry"])
         pack = pack_depthwise if step.kind == "depthwise" else pack_conv
         packed = pack(weights, geometry, codes, activation=activation, isa=self._isa)
-        program.conv(packed, reads["x"], out, residual=residual)
+        program.product(packed, reads["x"], out, residual=residual, to=to)
 
 
 def quant_params(described: dict[str, Any] | None) -> QuantParams | None:

@@ -15,6 +15,7 @@ from evoquant.deploy.lowering import Lowering, handles
 from evoquant.deploy.recipe import View
 from evoquant.deploy.weights import StoredWeight, activation_codes
 from evoquant.deploy.workspace import strided
+from evoquant.hardware.code_tensors import reads_codes, writes_codes
 from evoquant.kernels.codes import Operand
 from evoquant.quant import QuantParams
 from evoquant.types import LayerQuantConfig, Op, QuantizationScheme
@@ -68,9 +69,34 @@ def _product(lowering: Lowering, node: fx.Node, op: Op, kind: str, x: View, out:
     if residual is not None:
         reads["residual"] = _result(residual, kind, op)
         lowering.values[sum_node] = out
+    else:
+        _hand_over_codes(lowering, node, last, out, settings)
     lowering.values[last] = out
     lowering.space.add(kind, node.name, reads, _result(out, kind, op), settings)
     return out
+
+
+def _hand_over_codes(lowering: Lowering, node: fx.Node, last: fx.Node, out: Layout, settings: dict[str, Any]) -> None:
+    """Let a product round its result to the codes of the one product that reads it, if that takes them as they lie."""
+    reader = lowering.code_readers.get(node.name)
+    if reader is None or [user.name for user in last.users] != [reader.node]:
+        return
+    config = lowering.plan[reader.name]
+    params = _params(lowering, reader, 0, config)
+    is_dense = reader.geometry is None or out.axes == Layout.dense(0, out.shape, order=(0, 2, 3, 1)).axes
+    op = lowering.ops[node.name]
+    if params is None or not reads_codes(config) or not writes_codes(op, lowering.plan[op.name]) or not is_dense:
+        return
+    is_byte = params.axis is None and activation_codes(params).operand is Operand.U8
+    if is_byte and _is_integer(lowering, reader, config, params):
+        settings["result"] = _described(params)
+        lowering.space.hold_codes(out)
+
+
+def _is_integer(lowering: Lowering, op: Op, config: LayerQuantConfig, params: QuantParams) -> bool:
+    """Whether the kernel of a product multiplies integers."""
+    _store(lowering, op, config)
+    return lowering.weights[op.name].for_kernel(None, activation_codes(params))[1]
 
 
 def _result(layout: Layout, kind: str, op: Op) -> View:
@@ -83,7 +109,9 @@ def _result(layout: Layout, kind: str, op: Op) -> View:
 
 
 def _store(lowering: Lowering, op: Op, config: LayerQuantConfig) -> None:
-    """Keep the weight of an operation, with the codes of the simulation, and its bias."""
+    """Keep the weight of an operation, with the codes of the simulation, and its bias, once."""
+    if op.name in lowering.weights:
+        return
     operands = lowering.operands
     params = None if config.weight_bits == FLOAT_BITS else operands.quantized_weight(op, config).params
     stored = StoredWeight.quantized(operands.weight(op, config), config, params)
@@ -92,10 +120,8 @@ def _store(lowering: Lowering, op: Op, config: LayerQuantConfig) -> None:
     if bias is not None:
         lowering.space.constant(f"{op.name}.bias", bias)
     activations = _params(lowering, op, 0, config)
-    if activations is not None and not stored.is_float:
-        _, is_integer = stored.for_kernel(None, activation_codes(activations))
-        if not is_integer:
-            lowering.space.fallbacks[op.name] = f"{config.label}: its codes are multiplied in floating point"
+    if activations is not None and not stored.is_float and not _is_integer(lowering, op, config, activations):
+        lowering.space.fallbacks[op.name] = f"{config.label}: its codes are multiplied in floating point"
 
 
 def _params(lowering: Lowering, op: Op, index: int, config: LayerQuantConfig) -> QuantParams | None:

@@ -20,6 +20,7 @@ from evoquant.evaluate.operands import OperandCache
 from evoquant.evaluate.workbench import hash_program
 from evoquant.graph import CapturedModel, graph_hash
 from evoquant.hardware.attention import fused_attentions
+from evoquant.hardware.code_tensors import code_edges
 from evoquant.hardware.tensors import TensorTable
 from evoquant.types import Op
 
@@ -53,6 +54,7 @@ class Lowering:
         ops: Operations by the name of their node.
         activations: Activation functions that belong to an operation: by its node, the node of the function.
         attentions: Attentions that are one kernel, by the node of their scores.
+        code_readers: Products that alone read the result of another, by the node of that.
         weights: Stored weights so far.
         values: Layouts and plain values of the nodes so far.
     """
@@ -65,6 +67,7 @@ class Lowering:
         self.ops: dict[str, Op] = {op.node: op for op in captured.graph.ops}
         self.activations = {op_node: name for name, op_node in TensorTable(captured.graph).fused.items()}
         self.attentions = {attention.scores: attention for attention in fused_attentions(captured.graph)}
+        self.code_readers = code_edges(captured.graph)
         self.weights: dict[str, StoredWeight] = {}
         self.values: dict[fx.Node, Any] = {}
         self._fixed: dict[fx.Node, Tensor] = {}

@@ -28,6 +28,7 @@ Run = Callable[[int], float]
 
 CACHE_BYTES = 65_536
 """Streamed through the cache before each run of a kernel: in a network, other kernels have run since the last time."""
+QUARTILE = 25
 WARM_REPEATS = 4
 KERNEL_SECONDS = 3e-4
 MOST_REPEATS = 30
@@ -124,8 +125,8 @@ class Comparison:
 
     Attributes:
         model: Times of the whole model.
-        table_ms: Sum of the times of its kernels, the lower quartile of each: what other programs take of a short
-            sample does not count.
+        table_ms: Sum of the times of its kernels, the lower quartile of each: what other programs take of a sample
+            does not count.
         clock: Of the whole model; see ``clock_of``.
     """
 
@@ -134,9 +135,14 @@ class Comparison:
     clock: str
 
     @property
+    def measured_ms(self) -> float:
+        """Time of the whole model, by the same quartile as the kernels."""
+        return float(np.percentile(self.model.samples, QUARTILE))
+
+    @property
     def ratio(self) -> float:
         """Sum over measurement."""
-        return self.table_ms / self.model.median_ms
+        return self.table_ms / self.measured_ms
 
 
 def compare_with_table(
@@ -180,7 +186,7 @@ def compare_with_table(
             with _eviction(CACHE_BYTES):
                 for found, run in zip(of_kernels, kernel_runs.values(), strict=True):
                     found.append(_kernel_ms(run))
-    times = {key: float(np.percentile(found, 25)) for key, found in zip(kernel_runs, of_kernels, strict=True)}
+    times = {key: float(np.percentile(found, QUARTILE)) for key, found in zip(kernel_runs, of_kernels, strict=True)}
     table = LatencyTable({}, threads, {key: Entry(time_ms, 0.0) for key, time_ms in times.items()})
     sums = MeasuredLatency(table, latency.device, latency.kernels)
     return {

@@ -33,11 +33,13 @@ class Buffer:
         elements: Number of float32 values.
         constant: Name of the stored tensor that fills it; None for one that is written while running.
         offset: Where it begins in the memory that all share; buffers that are never needed together overlap.
+        is_codes: Whether it holds codes of 8 bits, four in the place of a value; views of it count codes.
     """
 
     elements: int
     constant: str | None = None
     offset: int = 0
+    is_codes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

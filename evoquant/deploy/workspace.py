@@ -12,6 +12,7 @@ from evoquant.deploy.layout import Axis, Layout, common_factors
 from evoquant.deploy.recipe import Buffer, Step, View
 
 _ORDER_OF_MEMORY = (-1,)
+CODES_PER_VALUE = 4
 
 
 class Workspace:
@@ -40,6 +41,10 @@ class Workspace:
         layout = Layout(len(self.buffers), axes)
         self.buffers.append(Buffer(layout.elements))
         return layout
+
+    def hold_codes(self, layout: Layout) -> None:
+        """Let a new tensor hold codes of 8 bits: no step but the one product that reads it can take it."""
+        self.buffers[layout.buffer] = Buffer(-(-layout.elements // CODES_PER_VALUE), is_codes=True)
 
     def constant(self, name: str, value: Tensor) -> Layout:
         """A stored tensor; the same name is stored once."""

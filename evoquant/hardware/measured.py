@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import fsum, sqrt
 from typing import Literal, Protocol
 
 from evoquant.errors import HardwareError, KernelError
 from evoquant.hardware.attention import fused_attentions
+from evoquant.hardware.code_tensors import code_edges, reads_codes, writes_codes
 from evoquant.hardware.device import Device
 from evoquant.hardware.latency import LatencyEstimate
 from evoquant.hardware.legality import legalise
@@ -57,9 +58,11 @@ class FloatWork:
 class MeasuredLatency:
     """Sums the entries of a latency table.
 
-    Every kernel takes and gives floating-point tensors and quantizes inside, so nothing is converted between
-    neighbours. An activation function alone on the result of an operation is timed with it (``gemm+silu``), the softmax
-    of an attention with the product before it (``matmul+softmax``, then ``softmax+matmul``). Nodes of
+    Kernels take and give floating-point tensors and quantize inside, but for a result that one other product alone
+    reads: it is handed over as codes (``code_edges``), and a reader that takes real values at its precision is charged
+    what its writer saves by codes at W8A8. So time is a sum over operations. An activation function alone on the result
+    of an operation is timed with it (``gemm+silu``), the softmax of an attention with the product before it
+    (``matmul+softmax``, then ``softmax+matmul``). Nodes of
     the kinds that the device fuses cost nothing; any other node that is neither an operation nor a view costs its
     kernel, or a copy where there is none (then ``rests_on`` has ``assumed``).
 
@@ -104,23 +107,22 @@ class MeasuredLatency:
         if entry is None:
             legal = legalise(op, config, self.device).config
             try:
-                entry = self.table[self._case(known, op, legal)]
+                entry, *saved = (self.table[case] for *_, case in known.surroundings.cases(op, legal))
             except (KernelError, HardwareError) as error:
                 raise HardwareError(f"No latency for '{op.name}' at {legal.label}: {error}") from error
+            if saved:
+                entry = replace(entry, median_ms=entry.median_ms + saved[0].median_ms - saved[1].median_ms)
             known.ops[op.name][config] = entry
         return entry
 
-    def _case(self, known: _Known, op: Op, config: LayerQuantConfig) -> Case:
-        return _in_place(self.kernels, self.kernels.case_of(op, config), known.neighbours.get(op.node))
-
     def _known_of(self, graph: ModelGraph) -> _Known:
         if self._known is None or self._known.graph is not graph:
-            neighbours = fused_names(graph, self.kernels)
+            surroundings = Surroundings(graph, self.kernels)
             work = float_work(graph, self.kernels, self.device.fused)
             entries = [self.table[case] for case in work.cases]
             self._known = _Known(
                 graph,
-                neighbours,
+                surroundings,
                 fsum(entry.median_ms for entry in entries),
                 fsum(entry.iqr_ms**2 for entry in entries),
                 any(entry.kind != "measured" for entry in entries),
@@ -135,7 +137,7 @@ class _Known:
     """What has been looked up for one graph."""
 
     graph: ModelGraph
-    neighbours: Mapping[str, str]
+    surroundings: Surroundings
     float_ms: float
     float_variance: float
     is_interpolated: bool
@@ -157,19 +159,44 @@ def kernel_activations(graph: ModelGraph, kernels: Kernels) -> dict[str, str]:
     return names
 
 
-def fused_names(graph: ModelGraph, kernels: Kernels) -> dict[str, str]:
-    """Names of the kernels that operations are executed by together with what follows them, or comes before.
+class Surroundings:
+    """The kernels that operations are executed by together with what follows them, comes before, or reads their codes.
 
-    By the node of the operation; ``{}`` stands for the kernel of the operation alone.
+    Args:
+        graph: The model.
+        kernels: Names the cases.
     """
-    names = {node: f"{{}}+{activation}" for node, activation in kernel_activations(graph, kernels).items()}
-    for attention in fused_attentions(graph):
-        names |= {attention.scores: "{}+softmax", attention.weighted: "softmax+{}"}
-    return names
 
+    def __init__(self, graph: ModelGraph, kernels: Kernels) -> None:
+        self._kernels = kernels
+        self._names = {node: f"{{}}+{activation}" for node, activation in kernel_activations(graph, kernels).items()}
+        for attention in fused_attentions(graph):
+            self._names |= {attention.scores: "{}+softmax", attention.weighted: "softmax+{}"}
+        edges = code_edges(graph)
+        ops = {op.node: op for op in graph.ops}
+        self._writers = frozenset(edges)
+        self._sources = {reader.node: ops[writer] for writer, reader in edges.items()}
 
-def _in_place(kernels: Kernels, case: Case, name: str | None) -> Case:
-    return case if name is None else kernels.KernelCase(name.format(case.op), case.shape, case.precision)
+    def cases(self, op: Op, config: LayerQuantConfig) -> list[tuple[Op, LayerQuantConfig, Case]]:
+        """What is executed for an operation; then, if it reads real values that could be codes, its writer with both.
+
+        Raises:
+            KernelError: If there is no kernel for it.
+        """
+        source = self._sources.get(op.node)
+        reads = source is not None and reads_codes(config)
+        own = self._case(op, config, reads=reads, writes=op.node in self._writers and writes_codes(op, config))
+        found = [(op, config, own)]
+        if source is not None and not reads:
+            usual = LayerQuantConfig()
+            for writes in (False, True):
+                found.append((source, usual, self._case(source, usual, reads=False, writes=writes)))
+        return found
+
+    def _case(self, op: Op, config: LayerQuantConfig, *, reads: bool, writes: bool) -> Case:
+        case = self._kernels.case_of(op, config)
+        precision = f"{case.precision}{'-u8in' if reads else ''}{'-u8out' if writes else ''}"
+        return self._kernels.KernelCase(self._names.get(op.node, "{}").format(case.op), case.shape, precision)
 
 
 def float_work(graph: ModelGraph, kernels: Kernels, fused: Collection[str]) -> FloatWork:
@@ -217,15 +244,16 @@ def op_cases(
     Raises:
         HardwareError: If a configuration has no legal form or no kernel.
     """
-    neighbours = fused_names(graph, kernels)
+    surroundings = Surroundings(graph, kernels)
     for op in graph.ops:
         for config in choices[op.name]:
             legal = legalise(op, config, device).config
             try:
-                case = kernels.case_of(op, legal)
+                cases = surroundings.cases(op, legal)
             except KernelError as error:
                 raise HardwareError(f"No kernel for '{op.name}' at {legal.label}: {error}") from error
-            yield op, legal, _in_place(kernels, case, neighbours.get(op.node))
+            for each, found, case in cases:
+                yield each, legalise(each, found, device).config, case
 
 
 def _float_case(graph: ModelGraph, node: Node, kernels: Kernels) -> Case:

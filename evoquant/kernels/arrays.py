@@ -8,6 +8,9 @@ from numpy.typing import DTypeLike, NDArray
 from evoquant.errors import KernelError
 
 FloatArray = NDArray[np.float32]
+CodeArray = NDArray[np.uint8]
+Values = FloatArray | CodeArray
+"""Real values, or codes of 8 bits."""
 
 
 CACHE_LINE_BYTES = 64
@@ -19,6 +22,12 @@ def aligned(shape: tuple[int, ...]) -> FloatArray:
     memory = np.zeros(size + CACHE_LINE_BYTES // 4, np.float32)
     start = -memory.ctypes.data % CACHE_LINE_BYTES // 4
     return memory[start : start + size].reshape(shape)
+
+
+def aligned_codes(shape: tuple[int, ...]) -> CodeArray:
+    """Zeroed codes of 8 bits that begin at a cache line."""
+    size = int(np.prod(shape, dtype=np.int64))
+    return aligned((-(-size // 4),)).view(np.uint8)[:size].reshape(shape)
 
 
 def aligned_copy(array: FloatArray) -> FloatArray:
@@ -65,18 +74,20 @@ def check_array(
         raise KernelError(f"{who}: expected {name} {expected}, but got {described(array)}.")
 
 
-def check_rows(who: str, name: str, array: object, shape: tuple[int | None, ...]) -> None:
-    """Require a float32 array whose last axis is contiguous; the others may be strided.
+def check_rows(
+    who: str, name: str, array: object, shape: tuple[int | None, ...], *, dtype: DTypeLike = np.float32
+) -> None:
+    """Require an array whose last axis is contiguous; the others may be strided.
 
     Raises:
         KernelError: If it is something else.
     """
     if not (
         isinstance(array, np.ndarray)
-        and _fits(array, np.float32, shape)
+        and _fits(array, dtype, shape)
         and (array.shape[-1] <= 1 or array.strides[-1] == array.itemsize)
     ):
-        expected = _expected(np.float32, shape, ", last axis contiguous")
+        expected = _expected(dtype, shape, ", last axis contiguous")
         raise KernelError(f"{who}: expected {name} {expected}, but got {described(array)}.")
 
 
@@ -86,9 +97,19 @@ def output(who: str, out: FloatArray | None, shape: tuple[int, ...]) -> FloatArr
     Raises:
         KernelError: If ``out`` does not fit.
     """
-    if out is None:
-        return np.empty(shape, np.float32)
-    check_array(who, "out", out, np.float32, shape)
+    found = np.empty(shape, np.float32) if out is None else out
+    _check_output(who, found, np.float32, shape)
+    return found
+
+
+def code_output(who: str, out: Values | None, shape: tuple[int, ...]) -> CodeArray:
+    """As ``output``, for codes of 8 bits."""
+    found = np.empty(shape, np.uint8) if out is None else out
+    _check_output(who, found, np.uint8, shape)
+    return found.view(np.uint8)
+
+
+def _check_output(who: str, out: Values, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
+    check_array(who, "out", out, dtype, shape)
     if not out.flags.writeable:
         raise KernelError(f"{who}: expected out to be writeable, but got a read-only array.")
-    return out

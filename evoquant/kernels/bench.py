@@ -18,7 +18,9 @@ from evoquant.kernels.workload import workload
 from evoquant.types import ModelGraph, Op, OpKind
 from evoquant.types.precision import FLOAT
 
-PRECISIONS = (FP32, "w8a8", "w7a8", "w4a8", "w4a4", "w4a8-log2")
+CODES = "w8a8-u8in-u8out"
+"""Codes in and codes out, as ONNX Runtime's INT8 operators take and give them."""
+PRECISIONS = (FP32, "w8a8", CODES, "w7a8", "w4a8", "w4a4", "w4a8-log2")
 LARGE_K = 192
 """From this reduction length on, the share of the instruction peak is reported."""
 
@@ -50,7 +52,7 @@ def peaks(isa: str | None = None) -> dict[str, float]:
         kind = "s16" if precision == "w8a8" and module.isa_name(number) == "avx2" else kind
         samples = [module.peak(number, kind, depth, _PEAK_ROUNDS) for _ in range(_PEAK_SAMPLES)]
         result[precision] = max(samples) / 1e9
-    return result
+    return result | {CODES: result["w8a8"]}
 
 
 def bench_kernels(
@@ -153,7 +155,7 @@ def baselines_of(case: KernelCase, op: Op, threads: int, rng: np.random.Generato
 
 def _has_kernel(op: str, precision: str) -> bool:
     if op == KernelOp.DEPTHWISE:
-        return precision in (FP32, "w8a8")
+        return precision in (FP32, "w8a8", CODES)
     if op == KernelOp.MATMUL:
         return precision in (FP32, "w8a8", "w4a4")
     return True

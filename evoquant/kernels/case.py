@@ -66,17 +66,18 @@ class KernelOp(StrEnum):
 class KernelCase:
     """One thing that is executed and timed.
 
-    A GEMM, convolution, depthwise convolution or matmul takes float32 tensors and gives float32 tensors. Its time
-    holds everything executed for that: quantization of the input (of both, for a matmul), packing, decoding of
-    weights, the integer product, zero-point correction, scale and bias. So a network costs the sum of its cases, and
-    needs no conversion cases between its operations.
+    A GEMM, convolution, depthwise convolution or matmul takes float32 tensors and gives float32 tensors, unless its
+    precision says that it takes or gives codes. Its time holds everything executed for that: quantization of the input
+    (of both, for a matmul), packing, decoding of weights, the integer product, zero-point correction, scale, bias, and
+    rounding to codes. So a network costs the sum of its cases, and needs no conversion cases between its operations.
 
     Attributes:
         op: The kernel; a value of ``KernelOp``.
         shape: Its geometry in the order that ``KernelOp`` states; images have batch size 1.
         precision: ``fp32``; ``w{bits}a{bits}`` with the suffix ``-log2``, ``-ternary`` or ``-binary`` of a weight
             codebook, ``-loga`` for log2 activations, ``-twin`` for twin ones, ``-g{size}`` for a scale per group;
-            ``w16a16`` for codes beyond 8 bits, which are multiplied in floating point.
+            ``w16a16`` for codes beyond 8 bits, which are multiplied in floating point; then ``-u8in`` where the input
+            comes as codes of 8 bits, and ``-u8out`` where the result goes as such.
     """
 
     op: str

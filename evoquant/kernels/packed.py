@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from evoquant.errors import KernelError
-from evoquant.kernels.arrays import FloatArray, check_array, check_rows, described, output
+from evoquant.kernels.arrays import FloatArray, Values, check_array, check_rows, code_output, described, output
 from evoquant.kernels.codes import Activation, ActivationCodes, Operand, activation_number
 from evoquant.kernels.native import isa_number, native
 from evoquant.types import ConvGeometry
@@ -80,7 +80,7 @@ class _Spec(Protocol):
 class _Packed:
     """A native handle with the quantizer of its input and the function it ends with."""
 
-    __slots__ = ("_activation", "_handle", "_quantizer", "in_channels", "isa", "out_channels")
+    __slots__ = ("_activation", "_handle", "_quantizer", "in_channels", "isa", "largest_code", "out_channels")
 
     def __init__(
         self, handle: _Handle, codes: ActivationCodes | None, activation: str, isa: int, channels: tuple[int, int]
@@ -89,6 +89,8 @@ class _Packed:
         self.in_channels, self.out_channels = channels
         self._quantizer = None if codes is None else codes.native()
         self._activation = int(activation_number(activation))
+        is_integer = codes is not None and codes.operand is Operand.U8
+        self.largest_code = codes.operand_max if codes is not None and is_integer else 0
         self.isa: str = native().isa_name(isa)
 
     @property
@@ -97,20 +99,54 @@ class _Packed:
         return int(self._handle.bytes)
 
 
+def _type_of(x: object) -> DTypeLike:
+    """What ``x`` must be: codes if it is codes, else real values."""
+    return np.uint8 if getattr(x, "dtype", None) == np.uint8 else np.float32
+
+
+def _output(who: str, out: Values | None, shape: tuple[int, ...], to: ActivationCodes | None) -> Values:
+    """The checked array for the result, or a new one: codes where the result is rounded to some."""
+    if to is not None:
+        return code_output(who, out, shape)
+    return output(who, cast(FloatArray | None, out), shape)
+
+
+def _run(
+    call: Callable[..., float],
+    x: Values,
+    quantizer: object,
+    activation: int,
+    residual: FloatArray | None,
+    out: Values,
+    repeats: int,
+    to: ActivationCodes | None,
+) -> float:
+    try:
+        return float(call(x, quantizer, activation, residual, out, repeats, None if to is None else to.native()))
+    except (RuntimeError, ValueError) as error:
+        raise KernelError(str(error)) from error
+
+
 class PackedGemm(_Packed):
     """``activation(x @ weight.T + bias) + residual``; see ``pack_gemm``."""
 
     __slots__ = ()
 
     def __call__(
-        self, x: FloatArray, *, residual: FloatArray | None = None, out: FloatArray | None = None
-    ) -> FloatArray:
+        self,
+        x: Values,
+        *,
+        residual: FloatArray | None = None,
+        out: Values | None = None,
+        to: ActivationCodes | None = None,
+    ) -> Values:
         """Quantize, multiply, scale.
 
         Args:
-            x: (m, k), rows may be strided.
+            x: (m, k), rows may be strided; uint8 for codes of the quantizer instead of real values.
             residual: (m, n) that is added at the end, or None.
             out: (m, n) for the result; None makes a new array.
+            to: Rounds the result to codes, and ``out`` is uint8; None for real values.
 
         Returns:
             (m, n).
@@ -118,13 +154,13 @@ class PackedGemm(_Packed):
         Raises:
             KernelError: If an array does not fit.
         """
-        out = self._checked(x, residual, out)
-        self._handle.gemm(x, self._quantizer, self._activation, residual, out)
+        out = self._checked(x, residual, out, to)
+        _run(self._handle.gemm, x, self._quantizer, self._activation, residual, out, 1, to)
         return out
 
-    def seconds(self, x: FloatArray, out: FloatArray, repeats: int) -> float:
+    def seconds(self, x: Values, out: Values, repeats: int, *, to: ActivationCodes | None = None) -> float:
         """The time of so many calls, without the interpreter."""
-        return float(self._handle.gemm(x, self._quantizer, self._activation, None, out, repeats))
+        return _run(self._handle.gemm, x, self._quantizer, self._activation, None, out, repeats, to)
 
     @property
     def format(self) -> str:
@@ -136,12 +172,14 @@ class PackedGemm(_Packed):
         """Products that the inner loop adds in 16 bits before it widens them; 0 where it adds in 32 bits."""
         return int(self._handle.depth)
 
-    def _checked(self, x: FloatArray, residual: FloatArray | None, out: FloatArray | None) -> FloatArray:
-        check_rows("gemm", "x", x, (None, self.in_channels))
+    def _checked(
+        self, x: Values, residual: FloatArray | None, out: Values | None, to: ActivationCodes | None
+    ) -> Values:
+        check_rows("gemm", "x", x, (None, self.in_channels), dtype=_type_of(x))
         shape = (x.shape[0], self.out_channels)
         if residual is not None:
             check_array("gemm", "residual", residual, np.float32, shape)
-        return output("gemm", out, shape)
+        return _output("gemm", out, shape, to)
 
 
 class _PackedImage(_Packed):
@@ -162,14 +200,20 @@ class _PackedImage(_Packed):
         self.geometry = geometry
 
     def __call__(
-        self, x: FloatArray, *, residual: FloatArray | None = None, out: FloatArray | None = None
-    ) -> FloatArray:
+        self,
+        x: Values,
+        *,
+        residual: FloatArray | None = None,
+        out: Values | None = None,
+        to: ActivationCodes | None = None,
+    ) -> Values:
         """Quantize, convolve, scale.
 
         Args:
-            x: (height, width, in_channels).
+            x: (height, width, in_channels); uint8 for codes of the quantizer instead of real values.
             residual: (out_height, out_width, out_channels) that is added at the end, or None.
             out: The same shape for the result; None makes a new array.
+            to: Rounds the result to codes, and ``out`` is uint8; None for real values.
 
         Returns:
             (out_height, out_width, out_channels).
@@ -177,22 +221,23 @@ class _PackedImage(_Packed):
         Raises:
             KernelError: If an array does not fit.
         """
-        check_array("conv", "x", x, np.float32, (None, None, self.in_channels))
+        check_array("conv", "x", x, _type_of(x), (None, None, self.in_channels))
         size = output_size(x.shape[:2], self.geometry)
         if min(size) < 1:
             raise KernelError(f"conv: the padded image of {x.shape[:2]} is smaller than kernel {self.geometry.kernel}.")
         shape = (*size, self.out_channels)
         if residual is not None:
             check_array("conv", "residual", residual, np.float32, shape)
-        out = output("conv", out, shape)
-        self._run(x, residual, out, 1)
+        out = _output("conv", out, shape, to)
+        _run(self._call, x, self._quantizer, self._activation, residual, out, 1, to)
         return out
 
-    def seconds(self, x: FloatArray, out: FloatArray, repeats: int) -> float:
+    def seconds(self, x: Values, out: Values, repeats: int, *, to: ActivationCodes | None = None) -> float:
         """The time of so many calls, without the interpreter."""
-        return self._run(x, None, out, repeats)
+        return _run(self._call, x, self._quantizer, self._activation, None, out, repeats, to)
 
-    def _run(self, x: FloatArray, residual: FloatArray | None, out: FloatArray, repeats: int) -> float:
+    @property
+    def _call(self) -> Callable[..., float]:
         raise NotImplementedError
 
 
@@ -201,8 +246,9 @@ class PackedConv(_PackedImage):
 
     __slots__ = ()
 
-    def _run(self, x: FloatArray, residual: FloatArray | None, out: FloatArray, repeats: int) -> float:
-        return float(self._handle.conv(x, self._quantizer, self._activation, residual, out, repeats))
+    @property
+    def _call(self) -> Callable[..., float]:
+        return self._handle.conv
 
 
 class PackedDepthwise(_PackedImage):
@@ -210,8 +256,9 @@ class PackedDepthwise(_PackedImage):
 
     __slots__ = ()
 
-    def _run(self, x: FloatArray, residual: FloatArray | None, out: FloatArray, repeats: int) -> float:
-        return float(self._handle.run(x, self._quantizer, self._activation, residual, out, repeats))
+    @property
+    def _call(self) -> Callable[..., float]:
+        return self._handle.run
 
 
 def pack_gemm(

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from evoquant.errors import KernelError
-from evoquant.kernels.arrays import FloatArray
+from evoquant.kernels.arrays import FloatArray, Values
 from evoquant.kernels.attention import Attention
-from evoquant.kernels.codes import activation_number
+from evoquant.kernels.codes import ActivationCodes, activation_number
 from evoquant.kernels.matmul import Matmul
 from evoquant.kernels.native import isa_number, native
 from evoquant.kernels.packed import PackedConv, PackedDepthwise, PackedGemm
@@ -45,21 +45,19 @@ class Program:
         """The mean time of each call over so many runs."""
         return list(self._program.step_seconds(repeats))
 
-    def gemm(self, packed: PackedGemm, x: FloatArray, out: FloatArray, *, residual: FloatArray | None = None) -> None:
-        """``packed(x)`` into ``out``; see ``PackedGemm``."""
-        self._add("gemm", packed._handle, x, packed._quantizer, packed._activation, residual, out)
-
-    def conv(
+    def product(
         self,
-        packed: PackedConv | PackedDepthwise,
-        x: FloatArray,
-        out: FloatArray,
+        packed: PackedGemm | PackedConv | PackedDepthwise,
+        x: Values,
+        out: Values,
         *,
         residual: FloatArray | None = None,
+        to: ActivationCodes | None = None,
     ) -> None:
-        """``packed(x)`` into ``out``; see ``PackedConv`` and ``PackedDepthwise``."""
-        name = "depthwise" if isinstance(packed, PackedDepthwise) else "conv"
-        self._add(name, packed._handle, x, packed._quantizer, packed._activation, residual, out)
+        """``packed(x, to=to)`` into ``out``; see ``PackedGemm``, ``PackedConv`` and ``PackedDepthwise``."""
+        names = {PackedGemm: "gemm", PackedConv: "conv", PackedDepthwise: "depthwise"}
+        result = None if to is None else to.native()
+        self._add(names[type(packed)], packed._handle, x, packed._quantizer, packed._activation, residual, out, result)
 
     def matmul(self, matmul: Matmul, a: FloatArray, b: FloatArray, out: FloatArray) -> None:
         """``matmul(a, b)`` into ``out``; see ``Matmul``."""

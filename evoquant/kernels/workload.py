@@ -10,13 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evoquant.errors import KernelError
-from evoquant.kernels.arrays import FloatArray, aligned, aligned_copy
+from evoquant.kernels.arrays import FloatArray, Values, aligned, aligned_codes, aligned_copy
 from evoquant.kernels.attention import Attention, Part
 from evoquant.kernels.case import CODES_IN_FLOAT, FP32, KernelCase, KernelOp
 from evoquant.kernels.codes import ActivationCodes, activation_number
 from evoquant.kernels.matmul import Matmul
 from evoquant.kernels.native import isa_number, native
-from evoquant.kernels.packed import Weights, output_size, pack_conv, pack_depthwise, pack_gemm
+from evoquant.kernels.packed import (
+    PackedConv,
+    PackedDepthwise,
+    PackedGemm,
+    Weights,
+    output_size,
+    pack_conv,
+    pack_depthwise,
+    pack_gemm,
+)
 from evoquant.types import ConvGeometry
 
 Run = Callable[[int], float]
@@ -28,6 +37,7 @@ LOG2_SIGMA = 0.1
 """Standard deviation of log2 weights in greatest levels: scales leave one or two of these without weights."""
 
 _PRECISION = re.compile(r"w(\d+)a(\d+)(?:-(log2|ternary|binary))?(?:-(loga|twin))?(?:-g(\d+))?")
+_ENDS = re.compile(r"(?P<rest>.*?)(?P<reads>-u8in)?(?P<writes>-u8out)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,24 +114,48 @@ def workload(case: KernelCase, rng: np.random.Generator, *, isa: str | None = No
     op, _, activation = case.op.partition("+")
     if case.op in (KernelOp.SCORES, KernelOp.WEIGHTED):
         return _attention(case, rng, isa)
-    case = replace(case, op=op)
+    ends = _ENDS.fullmatch(case.precision)
+    assert ends is not None, "both ends may be missing"
+    case = replace(case, op=op, precision=ends["rest"])
     activation = activation or "identity"
-    if op == KernelOp.GEMM:
-        return _gemm(case, activation, rng, isa)
-    if op in (KernelOp.CONV, KernelOp.DEPTHWISE):
-        return _image(case, activation, rng, isa)
+    if op in (KernelOp.GEMM, KernelOp.CONV, KernelOp.DEPTHWISE):
+        product = _gemm if op == KernelOp.GEMM else _image
+        packed, shape, out_shape = product(case, activation, rng, isa)
+        return _between(packed, shape, out_shape, rng, reads=bool(ends["reads"]), writes=bool(ends["writes"]))
     if op == KernelOp.MATMUL:
         return _matmul(case, rng, isa)
     return _tensor(case, rng, isa_number(isa))
 
 
-def _gemm(case: KernelCase, activation: str, rng: np.random.Generator, isa: str | None) -> Run:
+Shape = tuple[int, ...]
+
+
+def _between(
+    packed: PackedGemm | PackedConv | PackedDepthwise,
+    shape: Shape,
+    out_shape: Shape,
+    rng: np.random.Generator,
+    *,
+    reads: bool,
+    writes: bool,
+) -> Run:
+    """A product between real values, or codes of 8 bits at either end."""
+    x: Values = aligned_copy(rng.standard_normal(shape, np.float32))
+    if reads:
+        x = aligned_codes(shape)
+        x[...] = rng.integers(0, packed.largest_code + 1, shape)
+    out: Values = aligned_codes(out_shape) if writes else aligned(out_shape)
+    to = ActivationCodes.uniform(8.0 / 256, 128) if writes else None
+    return lambda repeats: packed.seconds(x, out, repeats, to=to)
+
+
+def _gemm(
+    case: KernelCase, activation: str, rng: np.random.Generator, isa: str | None
+) -> tuple[PackedGemm, Shape, Shape]:
     m, n, k = case.shape
     precision = Precision.parse(case.precision)
     weights = random_weights((n, k), precision, rng)
-    packed = pack_gemm(*_operands(case, weights, precision), activation=activation, isa=isa)
-    x, out = aligned_copy(rng.standard_normal((m, k), np.float32)), aligned((m, n))
-    return lambda repeats: packed.seconds(x, out, repeats)
+    return pack_gemm(*_operands(case, weights, precision), activation=activation, isa=isa), (m, k), (m, n)
 
 
 def _operands(
@@ -133,7 +167,9 @@ def _operands(
     return weights, precision.codes() if precision else None
 
 
-def _image(case: KernelCase, activation: str, rng: np.random.Generator, isa: str | None) -> Run:
+def _image(
+    case: KernelCase, activation: str, rng: np.random.Generator, isa: str | None
+) -> tuple[PackedConv | PackedDepthwise, Shape, Shape]:
     precision = Precision.parse(case.precision)
     depthwise = case.op == KernelOp.DEPTHWISE
     height, width, channels = case.shape[:3]
@@ -145,9 +181,7 @@ def _image(case: KernelCase, activation: str, rng: np.random.Generator, isa: str
     pack = pack_depthwise if depthwise else pack_conv
     weights, codes = _operands(case, weights, precision)
     packed = pack(weights, geometry, codes, activation=activation, isa=isa)
-    x = aligned_copy(rng.standard_normal((height, width, channels), np.float32))
-    out = aligned((*output_size((height, width), geometry), out_channels))
-    return lambda repeats: packed.seconds(x, out, repeats)
+    return packed, (height, width, channels), (*output_size((height, width), geometry), out_channels)
 
 
 def _matmul(case: KernelCase, rng: np.random.Generator, isa: str | None) -> Run:

@@ -84,6 +84,37 @@ auto* data_or_null(const std::optional<Array>& array) {
 
 const eq_quantizer* pointer(const std::optional<eq_quantizer>& q) { return q ? &*q : nullptr; }
 
+// Real values or bytes of codes, to read and to write.
+template <int N>
+using Source = ndarray<nb::ro, nb::ndim<N>, nb::device::cpu>;
+template <int N>
+using DenseSource = ndarray<nb::ro, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+template <int N>
+using Target = ndarray<nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+
+// Where a product reads and writes, and the quantizer of what it writes. Holds pointers only.
+struct Ends {
+  const float* x = nullptr;
+  float* out = nullptr;
+  const uint8_t* x_codes = nullptr;
+  uint8_t* out_codes = nullptr;
+  std::optional<eq_quantizer> to;
+
+  template <class X, class Y>
+  Ends(const X& from, const Y& target, const std::optional<eq_quantizer>& quantizer) : to(quantizer) {
+    require(is_real(from) || from.dtype() == nb::dtype<uint8_t>(), "x must be float32, or uint8 codes");
+    require(is_real(target) || target.dtype() == nb::dtype<uint8_t>(), "out must be float32, or uint8 codes");
+    require(is_real(target) != quantizer.has_value(), "codes of the result need a quantizer, real values have none");
+    (is_real(from) ? reinterpret_cast<const void*&>(x) : reinterpret_cast<const void*&>(x_codes)) = from.data();
+    (is_real(target) ? reinterpret_cast<void*&>(out) : reinterpret_cast<void*&>(out_codes)) = const_cast<void*>((const void*)target.data());
+  }
+  template <class Array>
+  static bool is_real(const Array& array) { return array.dtype() == nb::dtype<float>(); }
+  size_t value_bytes() const { return x ? 4 : 1; }
+  const void* source() const { return x ? (const void*)x : x_codes; }
+  eq_code_tensors codes() const { return {x_codes, out_codes, to ? &*to : nullptr}; }
+};
+
 int out_size(int size, int pad, int dilation, int kernel, int stride) {
   return (size + 2 * pad - dilation * (kernel - 1) - 1) / stride + 1;
 }
@@ -108,15 +139,17 @@ struct Contraction {
   Contraction(const Contraction&) = delete;
   ~Contraction() { eq_contraction_destroy(handle); }
 
-  double gemm(Strided<const float, 2> x, const std::optional<eq_quantizer>& q, int activation,
-              std::optional<Dense<const float, 2>> residual, Dense<float, 2> out, int repeats) const {
+  double gemm(Source<2> x, const std::optional<eq_quantizer>& q, int activation, std::optional<Dense<const float, 2>> residual,
+              Target<2> out, int repeats, const std::optional<eq_quantizer>& to) const {
     const size_t m = x.shape(0);
     require(x.shape(1) == (size_t)spec.in_channels && (x.stride(1) == 1 || x.shape(1) == 1), "x must be (m, k), k contiguous");
     require(out.shape(0) == m && out.shape(1) == (size_t)spec.out_channels, "out must be (m, n)");
     require(!residual || (residual->shape(0) == m && residual->shape(1) == out.shape(1)), "residual must be like out");
+    const Ends ends(x, out, to);
+    const eq_code_tensors codes = ends.codes();
     return timed(repeats, [&] {
-      return eq_gemm_f32(handle, x.data(), x.stride(0), (int)m, pointer(q), activation, data_or_null(residual), out.data());
-    }, x.data(), x.stride(0) == (int64_t)x.shape(1) ? x.size() * 4 : 0);
+      return eq_gemm_f32(handle, ends.x, x.stride(0), (int)m, pointer(q), activation, data_or_null(residual), ends.out, &codes);
+    }, ends.source(), x.stride(0) == (int64_t)x.shape(1) ? x.size() * ends.value_bytes() : 0);
   }
 
   double gemm_s32(Any<const uint8_t> bytes, int m, Dense<int32_t, 2> out, int repeats) const {
@@ -133,14 +166,16 @@ struct Contraction {
                 oc == (size_t)spec.out_channels, "out must be (out_h, out_w, out_channels)");
   }
 
-  double conv(Dense<const float, 3> x, const std::optional<eq_quantizer>& q, int activation,
-              std::optional<Dense<const float, 3>> residual, Dense<float, 3> out, int repeats) const {
+  double conv(DenseSource<3> x, const std::optional<eq_quantizer>& q, int activation,
+              std::optional<Dense<const float, 3>> residual, Target<3> out, int repeats, const std::optional<eq_quantizer>& to) const {
     check_image(x.shape(0), x.shape(1), x.shape(2), out.shape(0), out.shape(1), out.shape(2));
     require(!residual || residual->size() == out.size(), "residual must be like out");
+    const Ends ends(x, out, to);
+    const eq_code_tensors codes = ends.codes();
     return timed(repeats, [&] {
-      return eq_conv_f32(handle, x.data(), (int)x.shape(0), (int)x.shape(1), pointer(q), activation,
-                         data_or_null(residual), out.data());
-    }, x.data(), x.size() * 4);
+      return eq_conv_f32(handle, ends.x, (int)x.shape(0), (int)x.shape(1), pointer(q), activation, data_or_null(residual),
+                         ends.out, &codes);
+    }, ends.source(), x.size() * ends.value_bytes());
   }
 
   double conv_s32(Dense<const uint8_t, 3> codes, int zero_point, Dense<int32_t, 3> out, int repeats) const {
@@ -170,17 +205,19 @@ struct Depthwise {
   Depthwise(const Depthwise&) = delete;
   ~Depthwise() { eq_depthwise_destroy(handle); }
 
-  double run(Dense<const float, 3> x, const std::optional<eq_quantizer>& q, int activation,
-             std::optional<Dense<const float, 3>> residual, Dense<float, 3> out, int repeats) const {
+  double run(DenseSource<3> x, const std::optional<eq_quantizer>& q, int activation,
+             std::optional<Dense<const float, 3>> residual, Target<3> out, int repeats, const std::optional<eq_quantizer>& to) const {
     require(x.shape(2) == (size_t)spec.in_channels && out.shape(2) == x.shape(2), "x must be (h, w, channels)");
     const int h = (int)x.shape(0), w = (int)x.shape(1);
     require((int)out.shape(0) == out_size(h, spec.pad_h, spec.dilation_h, spec.kernel_h, spec.stride_h) &&
                 (int)out.shape(1) == out_size(w, spec.pad_w, spec.dilation_w, spec.kernel_w, spec.stride_w),
             "out must be (out_h, out_w, channels)");
     require(!residual || residual->size() == out.size(), "residual must be like out");
+    const Ends ends(x, out, to);
+    const eq_code_tensors codes = ends.codes();
     return timed(repeats, [&] {
-      return eq_depthwise_f32(handle, x.data(), h, w, pointer(q), activation, data_or_null(residual), out.data());
-    }, x.data(), x.size() * 4);
+      return eq_depthwise_f32(handle, ends.x, h, w, pointer(q), activation, data_or_null(residual), ends.out, &codes);
+    }, ends.source(), x.size() * ends.value_bytes());
   }
 };
 
@@ -326,10 +363,10 @@ void bind_handles(nb::module_& m) {
            nb::arg("isa"), nb::arg("spec"), nb::arg("codes").none(), nb::arg("weights").none(),
            nb::arg("scales").none(), nb::arg("bias").none())
       .def("gemm", &Contraction::gemm, nb::arg("x"), nb::arg("quantizer").none(), nb::arg("activation"),
-           nb::arg("residual").none(), nb::arg("out"), nb::arg("repeats") = 1)
+           nb::arg("residual").none(), nb::arg("out"), nb::arg("repeats") = 1, nb::arg("to") = nb::none())
       .def("gemm_s32", &Contraction::gemm_s32, nb::arg("codes"), nb::arg("m"), nb::arg("out"), nb::arg("repeats") = 1)
       .def("conv", &Contraction::conv, nb::arg("x"), nb::arg("quantizer").none(), nb::arg("activation"),
-           nb::arg("residual").none(), nb::arg("out"), nb::arg("repeats") = 1)
+           nb::arg("residual").none(), nb::arg("out"), nb::arg("repeats") = 1, nb::arg("to") = nb::none())
       .def("conv_s32", &Contraction::conv_s32, nb::arg("codes"), nb::arg("zero_point"), nb::arg("out"), nb::arg("repeats") = 1)
       .def_prop_ro("bytes", [](const Contraction& c) { return eq_contraction_bytes(c.handle); })
       .def_prop_ro("format", [](const Contraction& c) { return eq_contraction_format(c.handle); })
@@ -341,7 +378,7 @@ void bind_handles(nb::module_& m) {
            nb::arg("isa"), nb::arg("spec"), nb::arg("codes").none(), nb::arg("weights").none(),
            nb::arg("scales").none(), nb::arg("bias").none())
       .def("run", &Depthwise::run, nb::arg("x"), nb::arg("quantizer").none(), nb::arg("activation"),
-           nb::arg("residual").none(), nb::arg("out"), nb::arg("repeats") = 1)
+           nb::arg("residual").none(), nb::arg("out"), nb::arg("repeats") = 1, nb::arg("to") = nb::none())
       .def_prop_ro("bytes", [](const Depthwise& d) { return eq_depthwise_bytes(d.handle); });
   m.def("matmul", &matmul, nb::arg("isa"), nb::arg("a"), nb::arg("b"), nb::arg("quantizer").none(),
         nb::arg("b_scales").none(), nb::arg("b_q_max"), nb::arg("factor"), nb::arg("out"), nb::arg("repeats") = 1);

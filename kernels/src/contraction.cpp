@@ -412,6 +412,8 @@ struct Job {
   const float* residual;
   float* out;
   int32_t* out_s32;           // instead of out
+  uint8_t* out_codes = nullptr;  // instead of out, codes of `to`
+  QuantArgs to{};
 };
 
 const void* decode_panels(const eq_contraction& c, int group, int first, int count, void* into) {
@@ -476,6 +478,7 @@ void finish_tile(const Job& job, const void* tile, int panels, int row, int rows
   EpilogueArgs e{tile, panels * kPanel, rows, columns, job.correction ? job.correction + at : nullptr, job.scale + at,
                  c.bias.as<float>() + (size_t)job.group * c.columns_padded + column, job.activation, q == 0,
                  q == c.scale_groups - 1, job.residual ? job.residual + place : nullptr, job.out + place, ldo};
+  if (job.out_codes) e.codes = job.out_codes + place, e.to = &job.to;
   (c.is_float() ? c.isa->epilogue_f32 : c.isa->epilogue_s32)(e);
 }
 
@@ -674,26 +677,56 @@ int check_quantizer(const eq_contraction& c, const eq_quantizer* q, const char* 
   return check_coarse(*q, who);
 }
 
-// A matrix product whose rows are quantised chunk by chunk, just before they are used.
-void run_rows_f32(Job& job, const float* x, ptrdiff_t step_x, ptrdiff_t step_y, int out_w, const eq_quantizer* q) {
+// The input of a product: real values and how they become codes, or codes already.
+struct Input {
+  const float* x;
+  const uint8_t* codes;
+  const eq_quantizer* q;
+
+  ptrdiff_t value_bytes() const { return codes ? 1 : 4; }
+  const char* bytes() const { return codes ? reinterpret_cast<const char*>(codes) : reinterpret_cast<const char*>(x); }
+};
+
+Input input_of(const float* x, const eq_quantizer* q, const eq_code_tensors* codes) { return {x, codes ? codes->x : nullptr, q}; }
+
+// Values to the type of the format.
+void load_row(const eq_contraction& c, const Input& input, const QuantArgs& args, const char* from, size_t count, void* out) {
+  if (!input.codes) return quantize_row(c, reinterpret_cast<const float*>(from), count, args, out);
+  if (c.format->operand_bytes == 2) return c.isa->widen_u8(reinterpret_cast<const uint8_t*>(from), count, static_cast<int16_t*>(out));
+  std::memcpy(out, from, count);
+}
+
+int check_codes(const eq_contraction& c, const eq_code_tensors* codes, Job& job, const char* who) {
+  if (!codes) return 0;
+  if (codes->x && c.spec.operand != EQ_OPERAND_U8) return fail("%s: this handle takes no codes of 8 bits", who);
+  if (!codes->out) return 0;
+  if (c.scale_groups > 1) return fail("%s: weights with a scale per group give real values, no codes", who);
+  if (!codes->to || !(codes->to->scale > 0.0f) || codes->to->q_min < 0 || codes->to->q_max > 255)
+    return fail("%s: codes of the result need a quantizer within [0, 255]", who);
+  job.out_codes = codes->out;
+  job.to = quant_args(*codes->to);
+  return check_coarse(*codes->to, who);
+}
+
+// A matrix product whose rows are made codes chunk by chunk, just before they are used.
+void run_rows(Job& job, const Input& input, ptrdiff_t step_x, ptrdiff_t step_y, int out_w) {
   const eq_contraction& c = job.c;
   const int k = c.spec.in_channels;
-  const ptrdiff_t size = c.format->operand_bytes;
-  if (c.spec.operand == EQ_OPERAND_F32) {
-    job.rows = {reinterpret_cast<const char*>(x), step_x * 4, step_y * 4, out_w};
-    return run_ready(job, (size_t)k * 4);
-  }
-  const QuantArgs args = quant_args(*q);
+  const ptrdiff_t size = c.format->operand_bytes, from_size = input.value_bytes();
   const ptrdiff_t pitch = round_up(k, c.format->align) * size;
-  const Rows source{reinterpret_cast<const char*>(x), step_x * 4, step_y * 4, out_w};
+  if (c.spec.operand == EQ_OPERAND_F32 || (input.codes && size == 1 && pitch == k)) {
+    job.rows = {input.bytes(), step_x * from_size, step_y * from_size, out_w};
+    return run_ready(job, (size_t)k * from_size);
+  }
+  const QuantArgs args = quant_args(*input.q);
+  const Rows source{input.bytes(), step_x * from_size, step_y * from_size, out_w};
   const bool dense = step_x == k && pitch == k * size && (ptrdiff_t)out_w * step_x == step_y;
   const auto quantize = [&](int from, int to, char* out) {
-    if (dense) return quantize_row(c, x + (ptrdiff_t)from * k, (size_t)(to - from) * k, args, out);
-    for (int i = from; i < to; ++i)
-      quantize_row(c, reinterpret_cast<const float*>(source.at(i)), (size_t)k, args, out + (i - from) * pitch);
+    if (dense) return load_row(c, input, args, input.bytes() + (ptrdiff_t)from * k * from_size, (size_t)(to - from) * k, out);
+    for (int i = from; i < to; ++i) load_row(c, input, args, source.at(i), (size_t)k, out + (i - from) * pitch);
   };
   const int threads = thread_count();
-  const int chunk = chunk_rows(job.m, job.tile.rows, (size_t)k * (4 + size));
+  const int chunk = chunk_rows(job.m, job.tile.rows, (size_t)k * (from_size + size));
   const int chunks = (job.m + chunk - 1) / chunk;
   if (chunks > 1 && (threads == 1 || job.m >= threads * job.tile.rows)) {
     const void* decoded = decode_all(c, job.group);
@@ -836,15 +869,15 @@ const char* eq_contraction_format(const eq_contraction* handle) { return handle-
 int eq_contraction_depth(const eq_contraction* handle) { return handle->depth; }
 
 int eq_gemm_f32(const eq_contraction* handle, const float* x, ptrdiff_t ldx, int m, const eq_quantizer* quantizer,
-                int activation, const float* residual, float* out) {
+                int activation, const float* residual, float* out, const eq_code_tensors* codes) {
   const eq_contraction& c = *handle;
   if (!is_pointwise(c.spec)) return fail("gemm: this handle holds a convolution");
-  if (check_quantizer(c, quantizer, "gemm")) return -1;
+  Job job = make_job(c, std::max(m, 1), activation, residual, out);
+  if (check_quantizer(c, quantizer, "gemm") || check_codes(c, codes, job, "gemm")) return -1;
   if (m < 1) return 0;
-  Job job = make_job(c, m, activation, residual, out);
   job.segments = conv_segments(c, 1);
   prepare_epilogue(job, quantizer);
-  run_rows_f32(job, x, ldx, ldx * m, m, quantizer);
+  run_rows(job, input_of(x, quantizer, codes), ldx, ldx * m, m);
   return 0;
 }
 
@@ -866,16 +899,18 @@ int eq_gemm_s32(const eq_contraction* handle, const void* codes, int m, int32_t*
 }
 
 int eq_conv_f32(const eq_contraction* handle, const float* x, int h, int w, const eq_quantizer* quantizer,
-                int activation, const float* residual, float* out) {
+                int activation, const float* residual, float* out, const eq_code_tensors* codes) {
   const eq_contraction& c = *handle;
   const eq_contraction_spec& s = c.spec;
   if (check_conv(s, h, w) || check_quantizer(c, quantizer, "conv")) return -1;
   const ConvSize size = conv_size(s, h, w);
   Job job = make_job(c, size.out_h * size.out_w, activation, residual, out);
+  if (check_codes(c, codes, job, "conv")) return -1;
+  const Input input = input_of(x, quantizer, codes);
   if (is_pointwise(s)) {
     job.segments = conv_segments(c, 1);
     prepare_epilogue(job, quantizer);
-    run_rows_f32(job, x, (ptrdiff_t)s.stride_w * s.in_channels, (ptrdiff_t)s.stride_h * w * s.in_channels, size.out_w, quantizer);
+    run_rows(job, input, (ptrdiff_t)s.stride_w * s.in_channels, (ptrdiff_t)s.stride_h * w * s.in_channels, size.out_w);
     return 0;
   }
   job.rows.out_w = size.out_w;
@@ -889,10 +924,10 @@ int eq_conv_f32(const eq_contraction* handle, const float* x, int h, int w, cons
   const char* image = padded_image(size, (size_t)pixel * size.padded_w, [&](int y, char* row) {
     const int zero_point = quantizer ? quantizer->zero_point : 0;
     if (y < s.pad_h || y >= s.pad_h + h) return fill_pad(c, zero_point, row, (size_t)size.padded_w * s.in_channels);
-    const float* source = x + (ptrdiff_t)(y - s.pad_h) * w * s.in_channels;
+    const char* source = input.bytes() + (ptrdiff_t)(y - s.pad_h) * w * s.in_channels * input.value_bytes();
     fill_pad(c, zero_point, row, (size_t)s.pad_w * s.in_channels);
     if (quantizer)
-      quantize_row(c, source, (size_t)w * s.in_channels, args, row + s.pad_w * pixel);
+      load_row(c, input, args, source, (size_t)w * s.in_channels, row + s.pad_w * pixel);
     else
       std::memcpy(row + s.pad_w * pixel, source, (size_t)w * pixel);
     fill_pad(c, zero_point, row + (s.pad_w + w) * pixel, (size_t)s.pad_w * s.in_channels);

@@ -27,8 +27,16 @@ constexpr int kMostRows = 64;
 
 const float* decoded_weights(const eq_depthwise& d) { return d.weights.as<float>(); }
 
+// An image of real values, or of codes.
+struct Image {
+  const float* x;
+  const uint8_t* codes;
+  int h, w;
+};
+
 // One padded row of the image as codes less zero point.
-void fill_row(const eq_depthwise& d, const float* x, int h, int w, int y, const QuantArgs* q, float* row) {
+void fill_row(const eq_depthwise& d, const Image& image, int y, const QuantArgs* q, float* row) {
+  const int h = image.h, w = image.w;
   const eq_contraction_spec& s = d.spec;
   const int c = s.in_channels;
   const size_t padded_w = (size_t)w + 2 * s.pad_w;
@@ -38,16 +46,18 @@ void fill_row(const eq_depthwise& d, const float* x, int h, int w, int y, const 
   }
   std::memset(row, 0, (size_t)s.pad_w * d.padded * sizeof(float));
   std::memset(row + (padded_w - s.pad_w) * d.padded, 0, (size_t)s.pad_w * d.padded * sizeof(float));
-  const float* source = x + (ptrdiff_t)y * w * c;
+  const ptrdiff_t start = (ptrdiff_t)y * w * c;
   float* target = row + (size_t)s.pad_w * d.padded;
-  const auto copy = [&](const float* from, size_t count, float* to) {
-    if (q)
-      d.isa->quantize_f32(from, count, *q, to);
+  const auto copy = [&](ptrdiff_t from, size_t count, float* to) {
+    if (image.codes)
+      d.isa->dequantize_u8(image.codes + from, count, 1.0f, q->zero_point, to);
+    else if (q)
+      d.isa->quantize_f32(image.x + from, count, *q, to);
     else
-      std::memcpy(to, from, count * sizeof(float));
+      std::memcpy(to, image.x + from, count * sizeof(float));
   };
-  if (d.padded == c) return copy(source, (size_t)w * c, target);
-  for (int i = 0; i < w; ++i) copy(source + (ptrdiff_t)i * c, (size_t)c, target + (ptrdiff_t)i * d.padded);
+  if (d.padded == c) return copy(start, (size_t)w * c, target);
+  for (int i = 0; i < w; ++i) copy(start + (ptrdiff_t)i * c, (size_t)c, target + (ptrdiff_t)i * d.padded);
 }
 
 }  // namespace
@@ -93,7 +103,7 @@ void eq_depthwise_destroy(eq_depthwise* handle) { delete handle; }
 size_t eq_depthwise_bytes(const eq_depthwise* handle) { return handle->weights.size(); }
 
 int eq_depthwise_f32(const eq_depthwise* handle, const float* x, int h, int w, const eq_quantizer* quantizer,
-                     int activation, const float* residual, float* out) {
+                     int activation, const float* residual, float* out, const eq_code_tensors* codes) {
   const eq_depthwise& d = *handle;
   const eq_contraction_spec& s = d.spec;
   if (d.quantized != (quantizer != nullptr))
@@ -105,6 +115,13 @@ int eq_depthwise_f32(const eq_depthwise* handle, const float* x, int h, int w, c
   if (h + 2 * s.pad_h < reach_h || padded_w < reach_w) return fail("depthwise: the padded image is smaller than the kernel");
   const int out_h = (h + 2 * s.pad_h - reach_h) / s.stride_h + 1, out_w = (padded_w - reach_w) / s.stride_w + 1;
   const QuantArgs args = quantizer ? quant_args(*quantizer) : QuantArgs{};
+  const Image image{x, codes ? codes->x : nullptr, h, w};
+  if (image.codes && (!quantizer || quantizer->q_max > 255)) return fail("depthwise: codes come with their quantizer, of at most 8 bits");
+  uint8_t* out_codes = codes ? codes->out : nullptr;
+  if (out_codes && (!codes->to || !(codes->to->scale > 0.0f) || codes->to->q_min < 0 || codes->to->q_max > 255))
+    return fail("depthwise: codes of the result need a quantizer within [0, 255]");
+  if (out_codes && check_coarse(*codes->to, "depthwise")) return -1;
+  const QuantArgs to = out_codes ? quant_args(*codes->to) : QuantArgs{};
   const int tasks = std::min(thread_count(), out_h);
   const float unit = quantizer ? unit_of(*quantizer) : 1.0f;
   float* scale = static_cast<float*>(scratch(Slot::kScale, sizeof(float) * d.padded));
@@ -116,14 +133,14 @@ int eq_depthwise_f32(const eq_depthwise* handle, const float* x, int h, int w, c
     for (int oy = out_h * task / tasks; oy < out_h * (task + 1) / tasks; ++oy) {
       const int top = oy * s.stride_h - s.pad_h;
       for (int y = std::max(filled, top); y < top + reach_h; ++y)
-        fill_row(d, x, h, w, y, quantizer ? &args : nullptr, ring + (size_t)((y + s.pad_h) % reach_h) * pitch);
+        fill_row(d, image, y, quantizer ? &args : nullptr, ring + (size_t)((y + s.pad_h) % reach_h) * pitch);
       filled = top + reach_h;
       const float* rows[kMostRows];
       for (int ky = 0; ky < s.kernel_h; ++ky) rows[ky] = ring + (size_t)((top + ky * s.dilation_h + s.pad_h) % reach_h) * pitch;
       const ptrdiff_t place = (ptrdiff_t)oy * out_w * s.in_channels;
       d.isa->depthwise({rows, decoded_weights(d), d.padded, s.kernel_h, s.kernel_w, s.stride_w, s.dilation_w,
                         s.in_channels, out_w, scale, d.bias.as<float>(), activation,
-                        residual ? residual + place : nullptr, out + place});
+                        residual ? residual + place : nullptr, out + place, out_codes ? out_codes + place : nullptr, &to});
     }
   });
   return 0;

@@ -49,6 +49,16 @@ struct Format {
   double (*peak)(int depth, int64_t rounds);   // MACs executed by the instruction sequence alone
 };
 
+// Quantisation with everything precomputed: y = clamp(x * inverse, low, high), rounded, plus zero_point.
+struct QuantArgs {
+  float inverse, low, high;
+  int32_t zero_point;
+  int32_t log2_levels;
+  int32_t coarse_from, coarse_shift;
+
+  bool is_uniform() const { return log2_levels == 0 && coarse_shift == 0; }
+};
+
 struct EpilogueArgs {
   const void* tile;
   int stride;
@@ -62,16 +72,8 @@ struct EpilogueArgs {
   const float* residual;      // like out, or null
   float* out;
   ptrdiff_t ldo;
-};
-
-// Quantisation with everything precomputed: y = clamp(x * inverse, low, high), rounded, plus zero_point.
-struct QuantArgs {
-  float inverse, low, high;
-  int32_t zero_point;
-  int32_t log2_levels;
-  int32_t coarse_from, coarse_shift;
-
-  bool is_uniform() const { return log2_levels == 0 && coarse_shift == 0; }
+  uint8_t* codes = nullptr;   // instead of out: the result as codes of `to`; only where both first and last
+  const QuantArgs* to = nullptr;
 };
 
 struct DepthwiseArgs {
@@ -84,6 +86,8 @@ struct DepthwiseArgs {
   int activation;
   const float* residual;
   float* out;
+  uint8_t* codes;       // instead of out: the result as codes of `to`
+  const QuantArgs* to;
 };
 
 struct Isa {
@@ -100,6 +104,7 @@ struct Isa {
   void (*dequantize_u8)(const uint8_t*, size_t, float scale, int32_t zero_point, float*);
   void (*decode)(const uint8_t* packed, size_t count, int bits, const int8_t* codebook, int8_t* out);
   void (*widen)(const int8_t*, size_t, int16_t*);
+  void (*widen_u8)(const uint8_t*, size_t, int16_t*);
   void (*epilogue_s32)(const EpilogueArgs&);
   void (*epilogue_f32)(const EpilogueArgs&);
   void (*depthwise)(const DepthwiseArgs&);

@@ -46,34 +46,36 @@ eq::StridedCopy strided_copy(const AnyStrided<const float>& x, const AnyStrided<
 
 void bind_program_products(nb::class_<Program>& program) {
   program
-      .def("gemm", [](Program& p, const Contraction& c, Strided<const float, 2> x, const std::optional<eq_quantizer>& q,
-                      int activation, std::optional<Dense<const float, 2>> residual, Dense<float, 2> out) {
-        c.gemm(x, q, activation, residual, out, 0);
-        p.steps.push_back([&c, x, q, activation, residual, out] {
-          return eq_gemm_f32(c.handle, x.data(), x.stride(0), (int)x.shape(0), pointer(q), activation,
-                             data_or_null(residual), out.data());
+      .def("gemm", [](Program& p, const Contraction& c, Source<2> x, const std::optional<eq_quantizer>& q, int activation,
+                      std::optional<Dense<const float, 2>> residual, Target<2> out, const std::optional<eq_quantizer>& to) {
+        c.gemm(x, q, activation, residual, out, 0, to);
+        p.steps.push_back([&c, x, q, activation, residual, out, ends = Ends(x, out, to)] {
+          const eq_code_tensors codes = ends.codes();
+          return eq_gemm_f32(c.handle, ends.x, x.stride(0), (int)x.shape(0), pointer(q), activation, data_or_null(residual),
+                             ends.out, &codes);
         });
       }, nb::arg("handle"), nb::arg("x"), nb::arg("quantizer").none(), nb::arg("activation"),
-         nb::arg("residual").none(), nb::arg("out"), nb::keep_alive<1, 2>())
-      .def("conv", [](Program& p, const Contraction& c, Dense<const float, 3> x, const std::optional<eq_quantizer>& q,
-                      int activation, std::optional<Dense<const float, 3>> residual, Dense<float, 3> out) {
-        c.conv(x, q, activation, residual, out, 0);
-        p.steps.push_back([&c, x, q, activation, residual, out] {
-          return eq_conv_f32(c.handle, x.data(), (int)x.shape(0), (int)x.shape(1), pointer(q), activation,
-                             data_or_null(residual), out.data());
+         nb::arg("residual").none(), nb::arg("out"), nb::arg("to").none(), nb::keep_alive<1, 2>())
+      .def("conv", [](Program& p, const Contraction& c, DenseSource<3> x, const std::optional<eq_quantizer>& q, int activation,
+                      std::optional<Dense<const float, 3>> residual, Target<3> out, const std::optional<eq_quantizer>& to) {
+        c.conv(x, q, activation, residual, out, 0, to);
+        p.steps.push_back([&c, x, q, activation, residual, out, ends = Ends(x, out, to)] {
+          const eq_code_tensors codes = ends.codes();
+          return eq_conv_f32(c.handle, ends.x, (int)x.shape(0), (int)x.shape(1), pointer(q), activation, data_or_null(residual),
+                             ends.out, &codes);
         });
       }, nb::arg("handle"), nb::arg("x"), nb::arg("quantizer").none(), nb::arg("activation"),
-         nb::arg("residual").none(), nb::arg("out"), nb::keep_alive<1, 2>())
-      .def("depthwise", [](Program& p, const Depthwise& d, Dense<const float, 3> x,
-                           const std::optional<eq_quantizer>& q, int activation,
-                           std::optional<Dense<const float, 3>> residual, Dense<float, 3> out) {
-        d.run(x, q, activation, residual, out, 0);
-        p.steps.push_back([&d, x, q, activation, residual, out] {
-          return eq_depthwise_f32(d.handle, x.data(), (int)x.shape(0), (int)x.shape(1), pointer(q), activation,
-                                  data_or_null(residual), out.data());
+         nb::arg("residual").none(), nb::arg("out"), nb::arg("to").none(), nb::keep_alive<1, 2>())
+      .def("depthwise", [](Program& p, const Depthwise& d, DenseSource<3> x, const std::optional<eq_quantizer>& q, int activation,
+                           std::optional<Dense<const float, 3>> residual, Target<3> out, const std::optional<eq_quantizer>& to) {
+        d.run(x, q, activation, residual, out, 0, to);
+        p.steps.push_back([&d, x, q, activation, residual, out, ends = Ends(x, out, to)] {
+          const eq_code_tensors codes = ends.codes();
+          return eq_depthwise_f32(d.handle, ends.x, (int)x.shape(0), (int)x.shape(1), pointer(q), activation,
+                                  data_or_null(residual), ends.out, &codes);
         });
       }, nb::arg("handle"), nb::arg("x"), nb::arg("quantizer").none(), nb::arg("activation"),
-         nb::arg("residual").none(), nb::arg("out"), nb::keep_alive<1, 2>())
+         nb::arg("residual").none(), nb::arg("out"), nb::arg("to").none(), nb::keep_alive<1, 2>())
       .def("matmul", [](Program& p, int isa, Strided<const float, 4> a, Strided<const float, 4> b,
                         const std::optional<eq_quantizer>& qa, std::optional<Flat<const float>> b_scales, int b_q_max,
                         float factor, Strided<float, 4> out) {

@@ -8,6 +8,9 @@
 // would be compiled with this file's instructions and could be linked into code that runs on any machine.
 
 inline vf vset(float x) { return vf{} + x; }
+// A call would take every vector out of its register.
+#define EQ_INLINE inline __attribute__((always_inline))
+
 inline vi vseti(int x) { return vi{} + x; }
 
 inline float vsum(vf x) {
@@ -23,7 +26,7 @@ inline float vtop(vf x) {
 }
 
 // exp by 2^n times a polynomial of degree 5 in the remainder; relative error below 3e-7.
-inline vf vexp(vf x) {
+EQ_INLINE vf vexp(vf x) {
   x = vmin(vmax(x, vset(-87.3f)), vset(88.0f));
   const vi n = vround(x * 1.44269504f);
   const vf f = vfloat(n);
@@ -41,7 +44,7 @@ inline vf vexp(vf x) {
 
 // An odd function as x * P(x^2) / Q(x^2) within [-limit, limit] and constant beyond; coefficients from the highest power.
 template <int P, int Q>
-inline vf vodd(vf x, float limit, const float (&numerator)[P], const float (&denominator)[Q]) {
+EQ_INLINE vf vodd(vf x, float limit, const float (&numerator)[P], const float (&denominator)[Q]) {
   x = vmin(vmax(x, vset(-limit)), vset(limit));
   const vf square = x * x;
   vf p = vset(numerator[0]), q = vset(denominator[0]);
@@ -53,14 +56,14 @@ inline vf vodd(vf x, float limit, const float (&numerator)[P], const float (&den
 }
 
 // Rational functions with the coefficients that the library Eigen has for binary32: absolute errors below 5e-7.
-inline vf vtanh(vf x) {
+EQ_INLINE vf vtanh(vf x) {
   constexpr float kTop[] = {-2.76076847742355e-16f, 2.00018790482477e-13f, -8.60467152213735e-11f, 5.12229709037114e-08f,
                             1.48572235717979e-05f, 6.37261928875436e-04f, 4.89352455891786e-03f};
   constexpr float kBottom[] = {1.19825839466702e-06f, 1.18534705686654e-04f, 2.26843463243900e-03f, 4.89352518554385e-03f};
   return vodd(x, 7.90531110763549805f, kTop, kBottom);
 }
 
-inline vf verf(vf x) {
+EQ_INLINE vf verf(vf x) {
   constexpr float kTop[] = {-2.72614225801306e-10f, 2.77068142495902e-08f, -2.10102402082508e-06f, -5.69250639462346e-05f,
                             -7.34990630326855e-04f, -2.95459980854025e-03f, -1.60960333262415e-02f};
   constexpr float kBottom[] = {-1.45660718464996e-05f, -2.13374055278905e-04f, -1.68282697438203e-03f, -7.37332916720468e-03f,
@@ -68,15 +71,15 @@ inline vf verf(vf x) {
   return vodd(x, 4.0f, kTop, kBottom);
 }
 
-inline vf vsigmoid(vf x) { return vfma(vtanh(0.5f * x), vset(0.5f), vset(0.5f)); }
+EQ_INLINE vf vsigmoid(vf x) { return vfma(vtanh(0.5f * x), vset(0.5f), vset(0.5f)); }
 
-inline vf vgelu(vf x) {
+EQ_INLINE vf vgelu(vf x) {
   const vf half = 0.5f * x;
   return vfma(verf(x * 0.707106781f), half, half);
 }
 
 template <int KIND>
-inline vf vactivate(vf x) {
+EQ_INLINE vf vactivate(vf x) {
   if (KIND == EQ_RELU) return vmax(x, vset(0.0f));
   if (KIND == EQ_RELU6) return vmin(vmax(x, vset(0.0f)), vset(6.0f));
   if (KIND == EQ_SILU) return x * vsigmoid(x);
@@ -220,6 +223,10 @@ void widen(const int8_t* x, size_t count, int16_t* out) {
   for (size_t i = 0; i < count; ++i) out[i] = x[i];
 }
 
+void widen_u8(const uint8_t* x, size_t count, int16_t* out) {
+  for (size_t i = 0; i < count; ++i) out[i] = x[i];
+}
+
 // --- epilogues --------------------------------------------------------------------------------------------------
 
 template <bool INTEGER>
@@ -237,6 +244,38 @@ inline void epilogue_plain(const EpilogueArgs& e, int c, vf scale, vf bias, vi c
     vstore(out, vactivate<KIND>(vfma(epilogue_value<INTEGER>(e, r, c, correction), scale, bias)));
 }
 
+inline void store_codes(uint8_t* out, vf y, const QuantArgs& to, int width) {
+  const vi code = vcode(y, to);
+  if (width == VL) return vstore_u8(out, code);
+  for (int j = 0; j < width; ++j) out[j] = (uint8_t)code[j];
+}
+
+// Whole vectors to uniform codes: what the codes depend on stays in registers.
+template <int KIND, bool INTEGER>
+inline void epilogue_uniform(const EpilogueArgs& e, int c, vf scale, vf bias, vi correction) {
+  const vf inverse = vset(e.to->inverse), low = vset(e.to->low), high = vset(e.to->high);
+  const vi zero = vseti(e.to->zero_point);
+  uint8_t* out = e.codes + c;
+  for (int r = 0; r < e.rows; ++r, out += e.ldo) {
+    const vf y = vactivate<KIND>(vfma(epilogue_value<INTEGER>(e, r, c, correction), scale, bias));
+    vstore_u8(out, vround(vmin(vmax(y * inverse, low), high)) + zero);
+  }
+}
+
+template <int KIND, bool INTEGER>
+inline void epilogue_codes(const EpilogueArgs& e, int c, int width, vf scale, vf bias, vi correction) {
+  const QuantArgs to = *e.to;
+  if (width == VL && !e.residual && to.is_uniform()) return epilogue_uniform<KIND, INTEGER>(e, c, scale, bias, correction);
+  for (int r = 0; r < e.rows; ++r) {
+    vf y = vactivate<KIND>(vfma(epilogue_value<INTEGER>(e, r, c, correction), scale, bias));
+    if (e.residual) {
+      const float* more = e.residual + r * e.ldo + c;
+      y += width == VL ? vload(more) : vload_part(more, width);
+    }
+    store_codes(e.codes + r * e.ldo + c, y, to, width);
+  }
+}
+
 template <int KIND, bool INTEGER>
 void epilogue_kind(const EpilogueArgs& e) {
   for (int c = 0; c < e.columns; c += VL) {
@@ -244,6 +283,10 @@ void epilogue_kind(const EpilogueArgs& e) {
     const vf bias = e.last ? vload(e.bias + c) : vset(0.0f);
     const vi correction = INTEGER ? *(const vi_loose*)(e.correction + c) : vi{};
     const int width = e.columns - c < VL ? e.columns - c : VL;
+    if (e.codes) {
+      epilogue_codes<KIND, INTEGER>(e, c, width, scale, bias, correction);
+      continue;
+    }
     if (width == VL && e.first && e.last && !e.residual) {
       epilogue_plain<KIND, INTEGER>(e, c, scale, bias, correction);
       continue;
@@ -318,7 +361,9 @@ inline void depthwise_store(const DepthwiseArgs& d, int ox, int c, vf sum, vf sc
   const ptrdiff_t at = (ptrdiff_t)ox * d.channels + c;
   vf y = vactivate<KIND>(vfma(sum, scale, bias));
   if (d.residual) y += width == VL ? vload(d.residual + at) : vload_part(d.residual + at, width);
-  if (width == VL)
+  if (d.codes)
+    store_codes(d.codes + at, y, *d.to, width);
+  else if (width == VL)
     vstore(d.out + at, y);
   else
     vstore_part(d.out + at, y, width);
@@ -588,6 +633,7 @@ Isa base_isa() {
   isa.dequantize_u8 = dequantize_u8;
   isa.decode = decode;
   isa.widen = widen;
+  isa.widen_u8 = widen_u8;
   isa.epilogue_s32 = epilogue_s32;
   isa.epilogue_f32 = epilogue_f32;
   isa.depthwise = depthwise;

@@ -43,6 +43,15 @@ class Guarded {
   std::vector<unsigned char> bytes_;
 };
 
+// How results become codes, and whether some are those of these values.
+const eq_quantizer kResult{37.0f, 100, 3, 250, 0};
+
+bool are_codes_of(const std::vector<float>& values, Guarded<uint8_t>& codes) {
+  std::vector<int32_t> expected(values.size());
+  eq_ref_quantize(values.data(), values.size(), &kResult, expected.data());
+  return codes.intact() && std::equal(expected.begin(), expected.end(), codes.data());
+}
+
 eq_contraction_spec gemm_spec(int n, int k, int operand, int operand_max, int bits) {
   eq_contraction_spec s{};
   s.out_channels = n;
@@ -95,7 +104,7 @@ void test_gemm(int isa, int m, int n, int k, int weight_bits, int activation_bit
   const eq_quantizer q{0.25f, zero_point, 0, s.operand_max, 0};
   Guarded<float> x((size_t)m * k), y((size_t)m * n);
   for (size_t i = 0; i < x.size(); ++i) x.data()[i] = 0.25f * (float)(a.data()[i] - zero_point);
-  expect(eq_gemm_f32(handle, x.data(), k, m, &q, EQ_IDENTITY, nullptr, y.data()) == 0, what);
+  expect(eq_gemm_f32(handle, x.data(), k, m, &q, EQ_IDENTITY, nullptr, y.data(), nullptr) == 0, what);
   std::vector<int32_t> correction((size_t)n, 0);
   std::vector<float> scale((size_t)n, 0.125f), wanted((size_t)m * n);
   for (int j = 0; j < n; ++j)
@@ -103,6 +112,11 @@ void test_gemm(int isa, int m, int n, int k, int weight_bits, int activation_bit
   eq_ref_epilogue(expected.data(), m, n, correction.data(), scale.data(), bias.data(), wanted.data());
   expect(std::memcmp(y.data(), wanted.data(), sizeof(float) * m * n) == 0, std::string(what) + " f32");
   expect(y.intact(), std::string(what) + " f32 guard");
+  // The same from codes to codes.
+  Guarded<uint8_t> y_codes((size_t)m * n);
+  const eq_code_tensors codes{a.data(), y_codes.data(), &kResult};
+  expect(eq_gemm_f32(handle, nullptr, k, m, &q, EQ_IDENTITY, nullptr, nullptr, &codes) == 0, what);
+  expect(are_codes_of(wanted, y_codes), std::string(what) + " codes");
   eq_contraction_destroy(handle);
 }
 
@@ -133,7 +147,7 @@ void test_gemm_float(int isa, int m, int n, int k) {
   Guarded<float> out((size_t)m * n);
   const std::string what = std::string("gemm f32 ") + eq_isa_name(isa);
   expect(eq_contraction_create(&handle, isa, &s, nullptr, w.data(), nullptr, nullptr) == 0, what);
-  expect(eq_gemm_f32(handle, a.data(), k, m, nullptr, EQ_IDENTITY, nullptr, out.data()) == 0, what);
+  expect(eq_gemm_f32(handle, a.data(), k, m, nullptr, EQ_IDENTITY, nullptr, out.data(), nullptr) == 0, what);
   expect(std::memcmp(out.data(), expected.data(), sizeof(float) * m * n) == 0 && out.intact(), what);
   eq_contraction_destroy(handle);
 }
@@ -166,16 +180,20 @@ void test_conv(int isa, int h, int w, int c, int n, int kernel, int stride, int 
   for (size_t i = 0; i < x.size(); ++i) image[i] = (float)x[i] - 77.0f;
   const eq_quantizer q{1.0f, 77, 0, 255, 0};
   Guarded<float> y(expected.size());
-  expect(eq_conv_f32(handle, image.data(), h, w, &q, EQ_IDENTITY, nullptr, y.data()) == 0, what);
+  expect(eq_conv_f32(handle, image.data(), h, w, &q, EQ_IDENTITY, nullptr, y.data(), nullptr) == 0, what);
   std::vector<float> zero_pad(x.size());
   std::vector<float> float_weights(weights.begin(), weights.end()), wanted(expected.size());
   eq_ref_conv_float(image.data(), float_weights.data(), h, w, &s, wanted.data());
   expect(std::memcmp(y.data(), wanted.data(), sizeof(float) * wanted.size()) == 0 && y.intact(), std::string(what) + " f32 pipeline");
+  Guarded<uint8_t> y_codes(wanted.size());
+  const eq_code_tensors codes{x.data(), y_codes.data(), &kResult};
+  expect(eq_conv_f32(handle, nullptr, h, w, &q, EQ_IDENTITY, nullptr, nullptr, &codes) == 0, what);
+  expect(are_codes_of(wanted, y_codes), std::string(what) + " codes");
   eq_contraction_destroy(handle);
   eq_contraction_spec f = s;
   f.operand = EQ_OPERAND_F32;
   expect(eq_contraction_create(&handle, isa, &f, nullptr, float_weights.data(), nullptr, nullptr) == 0, what);
-  expect(eq_conv_f32(handle, image.data(), h, w, nullptr, EQ_IDENTITY, nullptr, y.data()) == 0, what);
+  expect(eq_conv_f32(handle, image.data(), h, w, nullptr, EQ_IDENTITY, nullptr, y.data(), nullptr) == 0, what);
   expect(std::memcmp(y.data(), wanted.data(), sizeof(float) * wanted.size()) == 0 && y.intact(), std::string(what) + " f32");
   eq_contraction_destroy(handle);
 }
@@ -204,8 +222,14 @@ void test_depthwise(int isa, int h, int w, int c, int kernel, int stride, int di
   if (!handle) return;
   const eq_quantizer q{1.0f, 100, 0, 255, 0};
   Guarded<float> out(wanted.size());
-  expect(eq_depthwise_f32(handle, x.data(), h, w, &q, EQ_IDENTITY, nullptr, out.data()) == 0, what);
+  expect(eq_depthwise_f32(handle, x.data(), h, w, &q, EQ_IDENTITY, nullptr, out.data(), nullptr) == 0, what);
   expect(std::memcmp(out.data(), wanted.data(), sizeof(float) * wanted.size()) == 0 && out.intact(), what);
+  std::vector<uint8_t> x_codes(x.size());
+  for (size_t i = 0; i < x.size(); ++i) x_codes[i] = (uint8_t)(x[i] + 100.0f);
+  Guarded<uint8_t> out_codes(wanted.size());
+  const eq_code_tensors codes{x_codes.data(), out_codes.data(), &kResult};
+  expect(eq_depthwise_f32(handle, nullptr, h, w, &q, EQ_IDENTITY, nullptr, nullptr, &codes) == 0, what);
+  expect(are_codes_of(wanted, out_codes), std::string(what) + " codes");
   eq_depthwise_destroy(handle);
 }
 

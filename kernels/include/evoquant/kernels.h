@@ -103,14 +103,22 @@ size_t eq_contraction_bytes(const eq_contraction* handle);
 const char* eq_contraction_format(const eq_contraction* handle);
 int eq_contraction_depth(const eq_contraction* handle);
 
-/* out (m, n) = activation(scale * (codes - zero_point) . weights + bias) + residual; f32 in, f32 out. */
+/* Bytes of codes in place of real values, where not NULL: x in codes of the quantizer (u8 operands only), out in codes
+ * of `to` (not for weights with a scale per group). They are the codes that a kernel of real values would make. */
+typedef struct {
+  const uint8_t* x;
+  uint8_t* out;
+  const eq_quantizer* to;
+} eq_code_tensors;
+
+/* out (m, n) = activation(scale * (codes - zero_point) . weights + bias) + residual; f32 or `codes` in and out. */
 int eq_gemm_f32(const eq_contraction* handle, const float* x, ptrdiff_t ldx, int m, const eq_quantizer* quantizer,
-                int activation, const float* residual, float* out);
+                int activation, const float* residual, float* out, const eq_code_tensors* codes);
 /* The accumulators alone: out (m, n) = codes . weights, no zero point. codes are u8 or s16 as the handle says. */
 int eq_gemm_s32(const eq_contraction* handle, const void* codes, int m, int32_t* out);
 /* x (h, w, in_channels) to out (out_h, out_w, out_channels). */
 int eq_conv_f32(const eq_contraction* handle, const float* x, int h, int w, const eq_quantizer* quantizer,
-                int activation, const float* residual, float* out);
+                int activation, const float* residual, float* out, const eq_code_tensors* codes);
 int eq_conv_s32(const eq_contraction* handle, const void* codes, int h, int w, int zero_point, int32_t* out);
 
 /* Depthwise convolution; codes or weights: (kernel_h, kernel_w, channels). Exactly one of both is not NULL. */
@@ -119,7 +127,7 @@ int eq_depthwise_create(eq_depthwise** made, int isa, const eq_contraction_spec*
 void eq_depthwise_destroy(eq_depthwise* handle);
 size_t eq_depthwise_bytes(const eq_depthwise* handle);
 int eq_depthwise_f32(const eq_depthwise* handle, const float* x, int h, int w, const eq_quantizer* quantizer,
-                     int activation, const float* residual, float* out);
+                     int activation, const float* residual, float* out, const eq_code_tensors* codes);
 
 /* Strides in elements of a batch of matrices (outer, inner, m, n of two batch axes). */
 typedef struct {

@@ -52,6 +52,28 @@ def test_every_instruction_set_computes_the_same(hybrid, isa, name):
     np.testing.assert_allclose(hybrid.pack(plan, isa=isa)(hybrid.images), expected, atol=tolerance)
 
 
+@pytest.mark.parametrize("name", ["w8a8", "w6a6 symmetric", "w4a4"])
+def test_codes_between_products_change_no_bit(hybrid, name, monkeypatch):
+    plan = hybrid.plan(**PRECISIONS[name])
+    with_codes = hybrid.pack(plan)
+    assert any(buffer.is_codes for buffer in with_codes.recipe.buffers)
+    monkeypatch.setattr("evoquant.deploy.lowering.code_edges", lambda _graph: {})
+    without = hybrid.pack(plan)
+    assert not any(buffer.is_codes for buffer in without.recipe.buffers)
+    assert with_codes.recipe.arena_elements <= without.recipe.arena_elements
+    np.testing.assert_array_equal(with_codes(hybrid.images), without(hybrid.images))
+
+
+def test_an_attention_as_one_kernel_changes_no_bit(hybrid, monkeypatch):
+    plan = hybrid.plan()
+    fused = hybrid.pack(plan)
+    assert any(step.kind == "attention" for step in fused.recipe.steps)
+    monkeypatch.setattr("evoquant.deploy.lowering.fused_attentions", lambda _graph: ())
+    apart = hybrid.pack(plan)
+    assert not any(step.kind == "attention" for step in apart.recipe.steps)
+    np.testing.assert_array_equal(fused(hybrid.images), apart(hybrid.images))
+
+
 def test_scales_per_group_of_channels(hybrid):
     """Groups along the input of linear layers; what has fewer channels keeps one scale per output channel."""
     grouped = {"weight_bits": 4, "granularity": QuantizationGranularity.PER_GROUP, "group_size": 8}
