@@ -68,7 +68,8 @@ def bench_kernels(
     """Time every distinct layer shape at each precision, with ONNX Runtime in the same rounds if it is installed.
 
     ONNX Runtime is held to the instruction set of the kernels where the machine can (``onnxruntime_isa`` in the result
-    is None where it chose from all). Its INT8 times are those of codes in, codes or accumulators out.
+    is None where it chose from all). Its INT8 times are those of codes in, codes or accumulators out; ``exact`` are
+    those of operand types whose sums do not saturate on AVX2.
 
     Args:
         layers: Names of models and operations; see ``layers_of``. Equal shapes are timed once.
@@ -81,7 +82,7 @@ def bench_kernels(
 
     Returns:
         ``machine``, ``onnxruntime_isa``, ``peaks``, ``cases`` (each with op, model, layer, shape, precision, threads,
-        isa, ms, gmacs_per_s, onnxruntime_fp32_ms, onnxruntime_int8_ms) and ``summary``; plain JSON values.
+        isa, ms, gmacs_per_s, onnxruntime_fp32_ms, onnxruntime_int8_ms, onnxruntime_exact_ms) and ``summary``; plain JSON values.
 
     Raises:
         KernelError: If the native module is missing or a shape has no kernel.
@@ -129,7 +130,7 @@ def _time_shape(
     repetitions: int,
     rng: np.random.Generator,
 ) -> dict[str, float]:
-    """Median milliseconds of each precision, and of ``onnxruntime_fp32`` and ``onnxruntime_int8`` where installed."""
+    """Median milliseconds of each precision, and of ``onnxruntime_fp32``, ``_int8`` and ``_exact`` where installed."""
     wanted = [precision for precision in precisions if _has_kernel(case.op, precision)]
     runs = [workload(replace(case, precision=precision), rng, isa=isa) for precision in wanted]
     names = list(wanted)
@@ -176,6 +177,7 @@ def _entry(
         "gmacs_per_s": case.macs / times[precision] / 1e6,
         "onnxruntime_fp32_ms": times.get("onnxruntime_fp32"),
         "onnxruntime_int8_ms": times.get("onnxruntime_int8"),
+        "onnxruntime_exact_ms": times.get("onnxruntime_exact"),
     }
 
 
@@ -201,8 +203,8 @@ def _summary_of(cases: Sequence[Mapping[str, Any]], best: Mapping[str, float]) -
     for precision in dict.fromkeys(case["precision"] for case in cases):
         chosen = [case for case in cases if case["precision"] == precision]
         entry: dict[str, Any] = {"shapes": len(chosen)}
-        for name in ("onnxruntime_fp32_ms", "onnxruntime_int8_ms"):
-            entry[f"times_{name[:-3]}"] = _mean([case[name] / case["ms"] for case in chosen if case[name]])
+        for name in ("onnxruntime_fp32_ms", "onnxruntime_int8_ms", "onnxruntime_exact_ms"):
+            entry[f"times_{name[:-3]}"] = _mean([case[name] / case["ms"] for case in chosen if case.get(name)])
         for other in (FP32, "w8a8"):
             ratios = [ours[case["op"], tuple(case["shape"]), other] / case["ms"] for case in chosen
                       if (case["op"], tuple(case["shape"]), other) in ours]  # fmt: skip

@@ -22,7 +22,8 @@ def baselines(case: KernelCase, rng: np.random.Generator, *, threads: int, as_co
     """What ONNX Runtime offers for a case; the fastest of a list is its time.
 
     ``fp32``: the operation with and without the layout optimizer. ``int8``: MatMulInteger and QLinearMatMul, or
-    QLinearConv; they take codes and give codes or accumulators, so quantizing the input is not part of their time.
+    QLinearConv; they take codes and give codes or accumulators, so quantizing the input is not part of their time. On
+    AVX2 they add products of u8 and s8 in 16 bits that saturate. ``exact``: the same with weights as u8, which do not.
 
     Args:
         case: A GEMM, convolution, depthwise convolution or matmul.
@@ -85,7 +86,17 @@ def _conv(case: KernelCase, rng: np.random.Generator, threads: int) -> dict[str,
     }  # fmt: skip
     quantized = make("QLinearConv", ["x", "xs", "xz", "w", "ws", "wz", "ys", "yz", "b"], ["y"], **attributes)
     x8 = rng.integers(0, 255, x.shape, np.uint8)
-    return {"fp32": floats, "int8": [_session([quantized], {"x": x8}, codes, None, np.uint8, threads)]}
+    unsigned = {"w": _as_unsigned(codes["w"]), "wz": _as_unsigned(codes["wz"])}
+    return {
+        "fp32": floats,
+        "int8": [_session([quantized], {"x": x8}, codes, None, np.uint8, threads)],
+        "exact": [_session([quantized], {"x": x8}, codes | unsigned, None, np.uint8, threads)],
+    }
+
+
+def _as_unsigned(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """The same numbers, counted from -128."""
+    return (codes.astype(np.int16) + 128).astype(np.uint8)
 
 
 def _matmul(
@@ -114,7 +125,10 @@ def _matmul(
         _session([integer], *_split(*operands, {"az": np.uint8(128)}), out, np.int32, threads),
         _session([linear], *_split(*operands, scales), out, np.uint8, threads),
     ]
-    return {"fp32": [fp32], "int8": int8}
+    shifted = make("MatMulInteger", ["a", "b", "az", "bz"], ["y"])
+    zeros = {"az": np.uint8(128), "bz": np.uint8(128)}
+    exact = _session([shifted], *_split({"a": a8}, {"b": _as_unsigned(b8)}, constant, zeros), out, np.int32, threads)
+    return {"fp32": [fp32], "int8": int8, "exact": [exact]}
 
 
 def _split(

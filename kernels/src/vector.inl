@@ -355,13 +355,28 @@ inline void depthwise_any(const DepthwiseArgs& d, ptrdiff_t pitch, int ox, int c
     }
 }
 
+// What turns the sums of one channel vector into results.
+struct Finish {
+  vf scale, bias, inverse, low, high;
+  vi zero;
+  bool is_fast;  // whole vectors of uniform codes
+};
+
+EQ_INLINE Finish depthwise_finish(const DepthwiseArgs& d, int c) {
+  const QuantArgs to = d.codes ? *d.to : QuantArgs{};
+  return {vload(d.scale + c), vload(d.bias + c), vset(to.inverse), vset(to.low), vset(to.high), vseti(to.zero_point),
+          d.codes && to.is_uniform() && d.channels - c >= VL};
+}
+
 template <int KIND>
-inline void depthwise_store(const DepthwiseArgs& d, int ox, int c, vf sum, vf scale, vf bias) {
+EQ_INLINE void depthwise_store(const DepthwiseArgs& d, int ox, int c, vf sum, const Finish& f) {
   const int width = d.channels - c < VL ? d.channels - c : VL;
   const ptrdiff_t at = (ptrdiff_t)ox * d.channels + c;
-  vf y = vactivate<KIND>(vfma(sum, scale, bias));
+  vf y = vactivate<KIND>(vfma(sum, f.scale, f.bias));
   if (d.residual) y += width == VL ? vload(d.residual + at) : vload_part(d.residual + at, width);
-  if (d.codes)
+  if (f.is_fast)
+    vstore_u8(d.codes + at, vround(vmin(vmax(y * f.inverse, f.low), f.high)) + f.zero);
+  else if (d.codes)
     store_codes(d.codes + at, y, *d.to, width);
   else if (width == VL)
     vstore(d.out + at, y);
@@ -374,16 +389,16 @@ void depthwise_fixed(const DepthwiseArgs& d) {
   constexpr int P = 4;
   const ptrdiff_t pitch = (d.channels + kPanel - 1) / kPanel * kPanel;
   for (int c = 0; c < d.channels; c += VL) {
-    const vf scale = vload(d.scale + c), bias = vload(d.bias + c);
+    const Finish finish = depthwise_finish(d, c);
     int ox = 0;
     vf sums[P];
     for (; ox + P <= d.out_w; ox += P) {
       depthwise_pixels<KW, STRIDE, P>(d, pitch, ox, c, sums);
-      for (int p = 0; p < P; ++p) depthwise_store<KIND>(d, ox + p, c, sums[p], scale, bias);
+      for (int p = 0; p < P; ++p) depthwise_store<KIND>(d, ox + p, c, sums[p], finish);
     }
     for (; ox < d.out_w; ++ox) {
       depthwise_pixels<KW, STRIDE, 1>(d, pitch, ox, c, sums);
-      depthwise_store<KIND>(d, ox, c, sums[0], scale, bias);
+      depthwise_store<KIND>(d, ox, c, sums[0], finish);
     }
   }
 }
@@ -399,7 +414,7 @@ void depthwise_kind(const DepthwiseArgs& d) {
     for (int ox = 0; ox < d.out_w; ++ox) {
       vf sum;
       depthwise_any(d, pitch, ox, c, &sum);
-      depthwise_store<KIND>(d, ox, c, sum, vload(d.scale + c), vload(d.bias + c));
+      depthwise_store<KIND>(d, ox, c, sum, depthwise_finish(d, c));
     }
 }
 
