@@ -82,7 +82,8 @@ def bench_kernels(
 
     Returns:
         ``machine``, ``onnxruntime_isa``, ``peaks``, ``cases`` (each with op, model, layer, shape, precision, threads,
-        isa, ms, gmacs_per_s, onnxruntime_fp32_ms, onnxruntime_int8_ms, onnxruntime_exact_ms) and ``summary``; plain JSON values.
+        isa, ms, gmacs_per_s, onnxruntime_fp32_ms, onnxruntime_int8_ms, onnxruntime_exact_ms) and ``summary``; plain
+        JSON values.
 
     Raises:
         KernelError: If the native module is missing or a shape has no kernel.

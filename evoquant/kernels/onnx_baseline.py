@@ -79,14 +79,15 @@ def _conv(case: KernelCase, rng: np.random.Generator, threads: int) -> dict[str,
     weights = {"w": rng.standard_normal(kernel, np.float32), "b": rng.standard_normal(out_channels, np.float32)}
     node = make("Conv", ["x", "w", "b"], ["y"], **attributes)
     floats = [_session([node], {"x": x}, weights, None, np.float32, threads, level=level) for level in ("all", "basic")]
+    weight_codes = rng.integers(-127, 128, kernel, np.int8)
     codes = {
-        "w": rng.integers(-127, 128, kernel, np.int8), "b": rng.integers(-99, 99, out_channels, np.int32),
+        "w": weight_codes, "b": rng.integers(-99, 99, out_channels, np.int32),
         "xs": np.float32(0.02), "xz": np.uint8(128), "ws": np.full(out_channels, 0.01, np.float32),
         "wz": np.zeros(out_channels, np.int8), "ys": np.float32(0.1), "yz": np.uint8(128),
     }  # fmt: skip
     quantized = make("QLinearConv", ["x", "xs", "xz", "w", "ws", "wz", "ys", "yz", "b"], ["y"], **attributes)
     x8 = rng.integers(0, 255, x.shape, np.uint8)
-    unsigned = {"w": _as_unsigned(codes["w"]), "wz": _as_unsigned(codes["wz"])}
+    unsigned = {"w": _as_unsigned(weight_codes), "wz": np.full(out_channels, 128, np.uint8)}
     return {
         "fp32": floats,
         "int8": [_session([quantized], {"x": x8}, codes, None, np.uint8, threads)],
