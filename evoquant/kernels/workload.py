@@ -17,6 +17,7 @@ from evoquant.kernels.matmul import Matmul
 from evoquant.kernels.native import isa_number, native
 from evoquant.kernels.packed import Weights, output_size, pack_conv, pack_depthwise, pack_gemm
 from evoquant.types import ConvGeometry
+from evoquant.types.precision import NORMAL_LEVELS
 
 Run = Callable[[int], float]
 """Takes a number of repetitions, returns the seconds they took."""
@@ -24,7 +25,7 @@ Run = Callable[[int], float]
 TYPICAL_SIGMAS = 3.5
 """Standard deviations of a weight channel inside its range of codes."""
 
-_PRECISION = re.compile(r"w(\d+)a(\d+)(?:-(log2|ternary|binary))?(?:-(loga|twin))?(?:-g(\d+))?")
+_PRECISION = re.compile(r"w(\d+)a(\d+)(?:-(normal|log2|ternary|binary))?(?:-(loga|twin))?(?:-g(\d+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Precision:
         if self.scheme == "log2":
             octaves = [2**power for power in range(2 ** (self.weight_bits - 1) - 1)]
             return (*(-value for value in reversed(octaves)), 0, *octaves)
-        return {"ternary": (-1, 0, 1), "binary": (-1, 1)}.get(self.scheme or "")
+        return {"normal": NORMAL_LEVELS, "ternary": (-1, 0, 1), "binary": (-1, 1)}.get(self.scheme or "")
 
     def codes(self) -> ActivationCodes:
         """A quantizer for values of a normal distribution, or of a softmax with log2 codes."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from evoquant.quant.criteria import histogram_kl, without_zero_bin
-from evoquant.quant.lattice import Lattice, OctaveLattice, StepLattice
+from evoquant.quant.lattice import Lattice, StepLattice
 
 GRID = 100
 """Clipping candidates are i/GRID of the extremes."""
@@ -57,14 +57,19 @@ def nearest_exponent(rows: Tensor, scale: Tensor, zero_point: Tensor, q_min: int
     return _search(rows, lambda block: (torch.exp2(top[block] + k) for k in offsets), zero_point, q_min, q_max)
 
 
-def search_log2_scale(rows: Tensor, *, magnitudes: int) -> Tensor:
-    """The value of the greatest power-of-two level of each row that has the least square error."""
-    lattice = OctaveLattice(magnitudes, 1, is_signed=True)
-    top = rows.abs().amax(dim=1).clamp_(min=torch.finfo(torch.float32).tiny)
+def search_top(rows: Tensor, lattice: Lattice, *, top: float) -> Tensor:
+    """The scale of each row that has the least square error.
+
+    Args:
+        rows: Weights, (rows, columns).
+        lattice: The points in units of the scale.
+        top: The greatest of them.
+    """
+    largest = rows.abs().amax(dim=1).clamp_(min=torch.finfo(torch.float32).tiny) / top
     ratios = torch.arange(GRID, SMALLEST_STEP - 1, -1) / GRID
-    best = torch.empty_like(top)
+    best = torch.empty_like(largest)
     for block in _blocks(rows):
-        best[block] = _best_of(rows[block], (top[block] * ratio for ratio in ratios), lattice)
+        best[block] = _best_of(rows[block], (largest[block] * ratio for ratio in ratios), lattice)
     return best
 
 
