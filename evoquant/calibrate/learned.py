@@ -20,7 +20,7 @@ from evoquant.types import QuantizationScheme
 STEPS_FROM_ROUNDING = 0.4
 """Latent codes start at the float weight, but no farther from their code than this, so no code changes at first."""
 
-LEARNED_SCALES = (QuantizationScheme.UNIFORM, QuantizationScheme.TWIN)
+LEARNED_SCALES = (QuantizationScheme.UNIFORM, QuantizationScheme.TWIN, QuantizationScheme.NORMAL)
 """Schemes whose scales may be any number."""
 
 NORMS = frozenset({aten.layer_norm.default, aten.group_norm.default})
@@ -30,10 +30,11 @@ NORMS = frozenset({aten.layer_norm.default, aten.group_norm.default})
 class LearnedWeight:
     """Codes, scales and bias of one weight.
 
-    Codes follow the gradient of the weight as if they were not rounded; codebooks (log2, binary) stay as they are.
+    Codes follow the gradient of the weight as if they were not rounded; codebooks whose points lie apart by orders of
+    magnitude (log2), or are two, stay as they are.
 
     Attributes:
-        codes: Latent codes: the weight in steps, not rounded.
+        codes: Latent codes: the weight in least steps, not rounded.
         log_factor: Logarithm of the change of each scale.
         bias_change: Change of the bias, in units of ``bias_unit``.
         bias_unit: Root mean square of the output of the operation.
@@ -43,10 +44,12 @@ class LearnedWeight:
         assert original is not None, "only operations with a weight are fitted"
         self._start = start
         params = start.params
-        self.is_learned = params.codebook is None
-        scale, zero_point = (_by_element(values, params, original) for values in (params.scale, params.zero_point))
+        self.is_learned = learns_codes(params)
+        scale, zero_point = (by_element(values, params, original) for values in (params.scale, params.zero_point))
+        self._step = params.least_step
+        scale = scale * self._step
         codes = start.weight / scale
-        self._lower, self._upper = params.q_min - zero_point, params.q_max - zero_point
+        self._lattice = lattice_of(params, zero_point=zero_point)
         distance = (original / scale - codes).clamp(-STEPS_FROM_ROUNDING, STEPS_FROM_ROUNDING)
         self.codes = (codes + distance).requires_grad_(self.is_learned)
         self.log_factor = torch.zeros_like(params.scale, requires_grad=params.scheme in LEARNED_SCALES)
@@ -60,7 +63,7 @@ class LearnedWeight:
         if not self.is_learned:
             return self._start.weight
         codes = self.codes + (self._rounded() - self.codes.detach())
-        return codes * _by_element(self._scale(), self._start.params, codes)
+        return codes * (by_element(self._scale(), self._start.params, codes) * self._step)
 
     def bias(self) -> Tensor:
         """The bias that goes with it."""
@@ -71,17 +74,25 @@ class LearnedWeight:
         """What was learned."""
         start = self._start
         params = replace(start.params, scale=self._scale())
-        weight = self._rounded() * _by_element(params.scale, params, self.codes) if self.is_learned else start.weight
+        weight = start.weight
+        if self.is_learned:
+            points = self._lattice.nearest_(self.codes.detach() * self._step)
+            weight = points * by_element(params.scale, params, self.codes)
         return replace(start, weight=weight, params=params, bias=self.bias().clone(), steps=(*start.steps, "distilled"))
 
     def _rounded(self) -> Tensor:
-        return torch.minimum(torch.maximum(self.codes.detach().round(), self._lower), self._upper)
+        return self._lattice.nearest_(self.codes.detach() * self._step).div_(self._step)
 
     def _scale(self) -> Tensor:
         return self._start.params.scale * self.log_factor.exp()
 
 
-def _by_element(values: Tensor, params: QuantParams, weight: Tensor) -> Tensor:
+def learns_codes(params: QuantParams) -> bool:
+    """Whether codes can follow a gradient: their points lie about evenly."""
+    return params.codebook is None or params.scheme is QuantizationScheme.NORMAL
+
+
+def by_element(values: Tensor, params: QuantParams, weight: Tensor) -> Tensor:
     """Scales or zero points in a shape that broadcasts to the weight."""
     if params.group_size is not None:
         return values.repeat_interleave(params.group_size, dim=1).reshape(weight.shape)

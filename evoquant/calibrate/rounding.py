@@ -11,16 +11,15 @@ import torch
 from torch import Tensor, fx
 
 from evoquant.calibrate.compensate import QuantizedWeight
+from evoquant.calibrate.learned import STEPS_FROM_ROUNDING, by_element, learns_codes
 from evoquant.calibrate.segment import Segment, relative_error, straight_through
 from evoquant.config.quantizers import RoundingSpec
 from evoquant.quant import QuantParams
+from evoquant.quant.params import lattice_of
 from evoquant.types import Op
 
 Quantizers = Mapping[tuple[str, int], Callable[[Tensor], Tensor] | None]
 """Quantizers of activation operands by operation and index."""
-
-STEPS_FROM_ROUNDING = 0.4
-"""Latent codes start at the float weight, but no farther from their code than this, so no code changes at first."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,14 +60,11 @@ class _Learning:
     def __init__(self, original: Tensor, stored: QuantizedWeight, bias: Tensor | None) -> None:
         self.stored = stored
         params = stored.params
-        self.is_learned = params.codebook is None
-        self.scale, shift = (
-            _by_element(params.scale, params, original),
-            _by_element(params.zero_point, params, original),
-        )
-        self.lower, self.upper = params.q_min - shift, params.q_max - shift
-        codes = stored.weight / self.scale
-        distance = (original / self.scale - codes).clamp(-STEPS_FROM_ROUNDING, STEPS_FROM_ROUNDING)
+        self.is_learned = learns_codes(params)
+        self.scale, shift = (by_element(values, params, original) for values in (params.scale, params.zero_point))
+        self.step, self.lattice = params.least_step, lattice_of(params, zero_point=shift)
+        codes = stored.weight / (self.scale * self.step)
+        distance = (original / (self.scale * self.step) - codes).clamp(-STEPS_FROM_ROUNDING, STEPS_FROM_ROUNDING)
         self.latent = (codes + distance).clone().requires_grad_(self.is_learned)
         start = stored.bias if stored.bias is not None else bias
         self.start = torch.zeros(original.shape[0]) if start is None else start
@@ -79,8 +75,9 @@ class _Learning:
         """The quantized weight; its gradient goes to the latent codes."""
         if not self.is_learned:
             return self.stored.weight
-        rounded = torch.minimum(torch.maximum(self.latent.detach().round(), self.lower), self.upper)
-        return (self.latent + (rounded - self.latent.detach())) * self.scale
+        points = self.latent * self.step
+        nearest = self.lattice.nearest_(points.detach().clone())
+        return (points + (nearest - points.detach())) * self.scale
 
     def bias(self) -> Tensor:
         """The bias; its gradient goes to its steps."""
@@ -89,16 +86,11 @@ class _Learning:
     def result(self) -> QuantizedWeight:
         """What was learned, as values."""
         with torch.no_grad():
-            weight = self.weight().clone() if self.is_learned else self.stored.weight
+            weight = self.stored.weight
+            if self.is_learned:
+                weight = self.lattice.nearest_(self.latent * self.step) * self.scale
             steps = (*self.stored.steps, "learned")
             return replace(self.stored, weight=weight, bias=self.bias().clone(), steps=steps)
-
-
-def _by_element(values: Tensor, params: QuantParams, weight: Tensor) -> Tensor:
-    """Scales or zero points in a shape that broadcasts to the weight."""
-    if params.group_size is not None:
-        return values.repeat_interleave(params.group_size, dim=1).reshape(weight.shape)
-    return values.reshape(-1, *[1] * (weight.ndim - 1)) if params.axis is not None else values
 
 
 def learn_rounding(

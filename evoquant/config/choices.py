@@ -8,8 +8,8 @@ from typing import Self
 
 from evoquant.errors import PrecisionError, did_you_mean
 from evoquant.types import FLOAT_BITS, CalibrationMethod, QuantizationGranularity, QuantizationScheme
+from evoquant.types.support import FIXED_BITS
 
-FIXED_BITS: Mapping[QuantizationScheme, int] = {QuantizationScheme.TERNARY: 2, QuantizationScheme.BINARY: 1}
 _DEFAULT_PERCENTILE = 99.99
 
 

@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
 
-from evoquant.config.choices import FIXED_BITS, CalibrationChoice, GranularityChoice, SchemeBits
+from evoquant.config.choices import CalibrationChoice, GranularityChoice, SchemeBits
 from evoquant.errors import PrecisionError, did_you_mean
 from evoquant.types import CalibrationMethod, OpKind, QuantizationGranularity, QuantizationScheme, Role
 from evoquant.types.precision import ACTIVATION_BITS, MAX_LOG2_BITS, TWIN_BITS, WEIGHT_BITS
+from evoquant.types.support import FIXED_BITS
 
 
 def _weight(value: object) -> SchemeBits:

@@ -136,7 +136,8 @@ class StoredWeight:
             integers = codes.reshape(codes.shape[0], groups, -1) - zero_point.reshape(codes.shape[0], groups, 1)
             fits = bits <= WHOLE_BITS and int(integers.abs().max()) <= LARGEST_INTEGER
             return (integers.reshape(codes.shape), bits, None, 1.0) if fits else None
-        factor = float(1.0 / params.codebook.abs()[params.codebook != 0].min())
+        is_whole = bool((params.codebook == params.codebook.round()).all())
+        factor = 1.0 if is_whole else float(1.0 / params.codebook.abs()[params.codebook != 0].min())
         book = (params.codebook * factor).round().to(torch.int32)
         values = book[(codes - params.q_min).long()]
         return values, config.weight_bits, book.tolist(), factor

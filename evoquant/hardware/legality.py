@@ -23,12 +23,11 @@ from evoquant.types.precision import (
     QuantizationGranularity,
     QuantizationScheme,
 )
-from evoquant.types.support import TWIN_ROLES
+from evoquant.types.support import FIXED_BITS, TWIN_ROLES
 
 Legaliser: TypeAlias = Callable[[Op, LayerQuantConfig], LayerQuantConfig | str]
 """Gives the legal form of a configuration, or the reason why there is none."""
 
-_FIXED_BITS = {QuantizationScheme.TERNARY: 2, QuantizationScheme.BINARY: 1}
 _LEAST_UNIFORM_BITS = 2
 _TWIN_EXECUTED_BITS = 8
 
@@ -178,7 +177,7 @@ def _keeps_weight_scheme(config: LayerQuantConfig, rule: Support, weight_bits: i
         return scheme is QuantizationScheme.UNIFORM
     if scheme is QuantizationScheme.LOG2:
         return weight_bits <= MAX_LOG2_BITS
-    return weight_bits == _FIXED_BITS.get(scheme, weight_bits)
+    return weight_bits == FIXED_BITS.get(scheme, weight_bits)
 
 
 def _keeps_activation_scheme(op: Op, config: LayerQuantConfig, rule: Support, activation_bits: int) -> bool:

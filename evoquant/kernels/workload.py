@@ -27,6 +27,7 @@ from evoquant.kernels.packed import (
     pack_gemm,
 )
 from evoquant.types import ConvGeometry
+from evoquant.types.precision import NORMAL_LEVELS
 
 Run = Callable[[int], float]
 """Takes a number of repetitions, returns the seconds they took."""
@@ -36,7 +37,7 @@ TYPICAL_SIGMAS = 3.5
 LOG2_SIGMA = 0.1
 """Standard deviation of log2 weights in greatest levels: scales leave one or two of these without weights."""
 
-_PRECISION = re.compile(r"w(\d+)a(\d+)(?:-(log2|ternary|binary))?(?:-(loga|twin))?(?:-g(\d+))?")
+_PRECISION = re.compile(r"w(\d+)a(\d+)(?:-(normal|log2|ternary|binary))?(?:-(loga|twin))?(?:-g(\d+))?")
 _ENDS = re.compile(r"(?P<rest>.*?)(?P<reads>-u8in)?(?P<writes>-u8out)?")
 
 
@@ -71,7 +72,7 @@ class Precision:
         if self.scheme == "log2":
             octaves = [2**power for power in range(2 ** (self.weight_bits - 1) - 1)]
             return (*(-value for value in reversed(octaves)), 0, *octaves)
-        return {"ternary": (-1, 0, 1), "binary": (-1, 1)}.get(self.scheme or "")
+        return {"normal": NORMAL_LEVELS, "ternary": (-1, 0, 1), "binary": (-1, 1)}.get(self.scheme or "")
 
     def codes(self) -> ActivationCodes:
         """A quantizer for values of a normal distribution, or of a softmax with log2 codes."""

@@ -36,6 +36,8 @@ def quantize(x: Tensor, params: QuantParams) -> Tensor:
     if params.scheme is QuantizationScheme.LOG2:
         octaves = points.abs().log2_().mul_(params.levels_per_octave).round_().add_(params.q_max)
         codes = torch.where(points == 0, 0, octaves).mul_(points.sign())
+    elif params.scheme is QuantizationScheme.NORMAL and (levels := params.codebook) is not None:
+        codes = torch.bucketize(points, levels) + params.q_min
     elif params.scheme is QuantizationScheme.BINARY:
         codes = points.clamp_(min=0.0)
     elif params.scheme is QuantizationScheme.TWIN:

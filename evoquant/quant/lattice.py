@@ -111,6 +111,23 @@ class OctaveLattice:
 
 
 @dataclass(frozen=True, slots=True)
+class TableLattice:
+    """Points in a table.
+
+    Attributes:
+        levels: The points in ascending order.
+    """
+
+    levels: tuple[float, ...]
+
+    def nearest_(self, values: Tensor) -> Tensor:
+        """Replace each value by the nearest point, ties downwards, in place; what is NaN stays so."""
+        table = torch.tensor(self.levels)
+        index = torch.bucketize(values, (table[1:] + table[:-1]) / 2.0)
+        return values.copy_(torch.where(values.isnan(), values, table[index]))
+
+
+@dataclass(frozen=True, slots=True)
 class SignLattice:
     """Minus one and plus one; zero becomes plus one."""
 

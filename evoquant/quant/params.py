@@ -9,9 +9,17 @@ import torch
 from torch import Tensor
 
 from evoquant.errors import PrecisionError
-from evoquant.quant.lattice import Lattice, OctaveLattice, SignLattice, StepLattice, TwinLattice, octave_levels
+from evoquant.quant.lattice import (
+    Lattice,
+    OctaveLattice,
+    SignLattice,
+    StepLattice,
+    TableLattice,
+    TwinLattice,
+    octave_levels,
+)
 from evoquant.types import QuantizationScheme
-from evoquant.types.precision import MAX_LOG2_BITS
+from evoquant.types.precision import MAX_LOG2_BITS, NORMAL_LEVELS
 
 SMALLEST_SCALE = 2.0**-100
 """Scales are never smaller, so that their inverse is finite; a tensor of zeros gets this one."""
@@ -26,7 +34,7 @@ class QuantParams:
     ``x ~ scale * (codebook[code] - zero_point)``. Codes grow with the value in each scheme.
 
     Attributes:
-        scheme: ``UNIFORM``, ``POWER_OF_TWO``, ``LOG2``, ``TERNARY``, ``BINARY`` or ``TWIN``.
+        scheme: ``UNIFORM``, ``POWER_OF_TWO``, ``LOG2``, ``TERNARY``, ``BINARY``, ``TWIN`` or ``NORMAL``.
         bits: Bits of a code, sign and zero included.
         scale: Float32, positive: shape () for one scale, (channels,) with ``axis``, (rows, groups) with ``group_size``.
         zero_point: Int32 of the same shape, inside [q_min, q_max]; zeros where the scheme has none.
@@ -92,6 +100,12 @@ class QuantParams:
         return self.q_max - self.q_min + 1
 
     @property
+    def least_step(self) -> float:
+        """The least distance of two points, in units of the scale."""
+        points = self.codebook
+        return 1.0 if points is None else float(points.diff().min())
+
+    @property
     def is_symmetric(self) -> bool:
         """Whether no zero point differs from zero."""
         return not bool(self.zero_point.any())
@@ -105,6 +119,8 @@ def _codebook(scheme: QuantizationScheme, q_min: int, q_max: int, levels_per_oct
         return torch.tensor([-1.0, 0.0, 1.0])
     if scheme is QuantizationScheme.BINARY:
         return torch.tensor([-1.0, 1.0])
+    if scheme is QuantizationScheme.NORMAL:
+        return torch.tensor(NORMAL_LEVELS, dtype=torch.float32)
     return None
 
 
@@ -126,6 +142,8 @@ def code_range(scheme: QuantizationScheme, bits: int, *, is_symmetric: bool, is_
     if scheme is QuantizationScheme.BINARY:
         return 0, 1
     half = 2 ** (bits - 1)
+    if scheme is QuantizationScheme.NORMAL:
+        return -half, half - 1
     if scheme is QuantizationScheme.TWIN or (scheme is QuantizationScheme.LOG2 and not is_signed):
         return 0, 2**bits - 1
     if is_symmetric or scheme in (QuantizationScheme.LOG2, QuantizationScheme.TERNARY):
@@ -144,6 +162,8 @@ def lattice_of(params: QuantParams, *, zero_point: Tensor | None = None) -> Latt
         return OctaveLattice(params.q_max, params.levels_per_octave, params.q_min < 0)
     if params.scheme is QuantizationScheme.BINARY:
         return SignLattice()
+    if params.scheme is QuantizationScheme.NORMAL:
+        return TableLattice(NORMAL_LEVELS)
     if params.scheme is QuantizationScheme.TWIN:
         return TwinLattice(2 ** (params.bits - 1), params.coarse_shift, int(params.zero_point))
     if params.is_symmetric:

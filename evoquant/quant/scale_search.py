@@ -59,6 +59,22 @@ def nearest_exponent(rows: Tensor, scale: Tensor, zero_point: Tensor, q_min: int
     return _search(rows, lambda block: (torch.exp2(top[block] + k) for k in offsets), zero_point, q_min, q_max)
 
 
+def search_top(rows: Tensor, lattice: Lattice, *, top: float) -> Tensor:
+    """The scale of each row that has the least square error.
+
+    Args:
+        rows: Weights, (rows, columns).
+        lattice: The points in units of the scale.
+        top: The greatest of them.
+    """
+    largest = rows.abs().amax(dim=1).clamp_(min=torch.finfo(torch.float32).tiny) / top
+    ratios = torch.arange(GRID, SMALLEST_STEP - 1, -1) / GRID
+    best = torch.empty_like(largest)
+    for block in _blocks(rows):
+        best[block] = _best_of(rows[block], (largest[block] * ratio for ratio in ratios), lattice)
+    return best
+
+
 def search_log2_scale(rows: Tensor, *, magnitudes: int) -> Tensor:
     """The value of the greatest power-of-two level of each row, by its square error.
 
@@ -68,11 +84,9 @@ def search_log2_scale(rows: Tensor, *, magnitudes: int) -> Tensor:
     products in 16 bits.
     """
     lattice = OctaveLattice(magnitudes, 1, is_signed=True)
-    top = rows.abs().amax(dim=1).clamp_(min=torch.finfo(torch.float32).tiny)
-    ratios = torch.arange(GRID, SMALLEST_STEP - 1, -1) / GRID
-    best = torch.empty_like(top)
+    best = search_top(rows, lattice, top=1.0)
     for block in _blocks(rows):
-        chosen = _best_of(rows[block], (top[block] * ratio for ratio in ratios), lattice)
+        chosen = best[block]
         allowed = (1.0 + LOG2_ERROR_SHARE) * _square_error(rows[block], chosen, lattice)
         for _ in range(UNUSED_OCTAVES):
             wider = 2.0 * chosen

@@ -8,8 +8,16 @@ import torch
 from torch import Tensor
 
 from evoquant.errors import ModelError, PrecisionError
+from evoquant.quant.lattice import TableLattice
 from evoquant.quant.params import SMALLEST_SCALE, QuantParams, code_range
-from evoquant.quant.scale_search import entropy_ratio, nearest_exponent, search_log2_scale, search_ratio, ternary_scale
+from evoquant.quant.scale_search import (
+    entropy_ratio,
+    nearest_exponent,
+    search_log2_scale,
+    search_ratio,
+    search_top,
+    ternary_scale,
+)
 from evoquant.types import (
     CalibrationMethod,
     LayerQuantConfig,
@@ -18,7 +26,7 @@ from evoquant.types import (
     QuantizationScheme,
     Role,
 )
-from evoquant.types.precision import FLOAT_BITS
+from evoquant.types.precision import FLOAT_BITS, NORMAL_LEVELS
 from evoquant.types.support import check_supported
 
 
@@ -30,9 +38,9 @@ def weight_params(weight: Tensor, config: LayerQuantConfig, *, clip: Tensor | fl
     percentile of the magnitudes (two-sided quantiles if asymmetric); the fraction i/100 of the extremes that has the
     least square error; or the one with the least divergence.
 
-    Where few scales are possible, or the best one is known, the method has no effect: log2 scales are searched by
-    square error, a power-of-two scale is the exponent with the least square error near the range of the method, a
-    ternary scale is the exact optimum, and a binary one the mean magnitude, which is the optimum.
+    Where few scales are possible, or the best one is known, the method has no effect: log2 and normal scales are
+    searched by square error, a power-of-two scale is the exponent with the least square error near the range of the
+    method, a ternary scale is the exact optimum, and a binary one the mean magnitude, which is the optimum.
 
     Args:
         weight: Float weight, output channels first: (out, in), (out, in, kh, kw), or 1-D (out,).
@@ -96,6 +104,8 @@ def _codebook_scale(rows: Tensor, config: LayerQuantConfig) -> Tensor:
         return rows.abs().mean(dim=1)
     if config.weight_scheme is QuantizationScheme.TERNARY:
         return ternary_scale(rows)
+    if config.weight_scheme is QuantizationScheme.NORMAL:
+        return search_top(rows, TableLattice(NORMAL_LEVELS), top=max(NORMAL_LEVELS))
     return search_log2_scale(rows, magnitudes=2 ** (config.weight_bits - 1) - 1)
 
 

@@ -39,6 +39,7 @@ _SCHEMES = (
     QuantizationScheme.LOG2,
     QuantizationScheme.POWER_OF_TWO,
     QuantizationScheme.UNIFORM,
+    QuantizationScheme.NORMAL,
     QuantizationScheme.TWIN,
 )
 _METHODS = tuple(CalibrationMethod)

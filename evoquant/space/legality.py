@@ -20,7 +20,12 @@ from evoquant.types.support import support_problem
 _DEFAULT = LayerQuantConfig()
 
 
-_CODEBOOKS = (QuantizationScheme.LOG2, QuantizationScheme.TERNARY, QuantizationScheme.BINARY)
+_CODEBOOKS = (
+    QuantizationScheme.NORMAL,
+    QuantizationScheme.LOG2,
+    QuantizationScheme.TERNARY,
+    QuantizationScheme.BINARY,
+)
 
 
 def refusal(op: Op, config: LayerQuantConfig) -> str | None:
@@ -43,8 +48,8 @@ def canonical(op: Op, config: LayerQuantConfig) -> LayerQuantConfig:
     * The operands of a matmul are both activations: its weight bits follow the activation bits, uniformly.
     * Log2 activations have no zero point to choose. A percentile belongs to its calibration method alone.
     * One group per channel is a scale per channel.
-    * Scales of log2, ternary and binary weights are found by square error: beside floating-point activations there is
-      nothing left for a calibration method to set.
+    * Scales of normal, log2, ternary and binary weights are found by square error: beside floating-point activations
+      there is nothing left for a calibration method to set.
     """
     if op.kind is OpKind.MATMUL:
         config = replace(

@@ -19,7 +19,7 @@ from evoquant.types import (
     Role,
 )
 from evoquant.types.precision import TWIN_BITS
-from evoquant.types.support import TWIN_ROLES
+from evoquant.types.support import FIXED_BITS, TWIN_ROLES
 
 EDGE_ROLES = (Role.STEM, Role.HEAD)
 
@@ -106,6 +106,8 @@ def _efficientquant(op: Op, part: str) -> LayerQuantConfig:
 def preset_plan(name: str, graph: ModelGraph, classes: Mapping[str, str] | None = None) -> dict[str, LayerQuantConfig]:
     """The plan of a preset by its name: ``fp32``, ``w8a8``, ``w6a6``, ``w4a8``, ``w4a4`` or ``efficientquant``.
 
+    Weights of 4 bits have the levels of ``NORMAL``, which cost kernels nothing: they decode 4 bits by a table anyway.
+
     Raises:
         UnknownNameError: If there is no such preset.
     """
@@ -113,7 +115,13 @@ def preset_plan(name: str, graph: ModelGraph, classes: Mapping[str, str] | None 
         return efficientquant_plan(graph, classes)
     if name not in UNIFORM_PRESETS:
         raise UnknownNameError("preset", name, PRESET_NAMES)
-    return uniform_plan(graph, *UNIFORM_PRESETS[name])
+    plan = uniform_plan(graph, *UNIFORM_PRESETS[name])
+    return {op.name: canonical(op, _with_normal_levels(plan[op.name])) for op in graph.ops}
+
+
+def _with_normal_levels(config: LayerQuantConfig) -> LayerQuantConfig:
+    has_levels = config.weight_bits == FIXED_BITS[QuantizationScheme.NORMAL]
+    return replace(config, weight_scheme=QuantizationScheme.NORMAL) if has_levels else config
 
 
 def presets(graph: ModelGraph, classes: Mapping[str, str] | None = None) -> dict[str, dict[str, LayerQuantConfig]]:

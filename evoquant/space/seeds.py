@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from evoquant.errors import ConfigurationError
 from evoquant.space.axes import N_AXES
-from evoquant.space.presets import EDGE_ROLES, UNIFORM_PRESETS, efficientquant_plan, uniform_plan
+from evoquant.space.presets import EDGE_ROLES, UNIFORM_PRESETS, efficientquant_plan, preset_plan, uniform_plan
 from evoquant.space.space import Genes, SearchSpace
 from evoquant.types import LayerQuantConfig, Op, OpKind, QuantizationScheme, Role
 
@@ -44,7 +44,7 @@ def structured_seeds(
         ConfigurationError: If ``sensitivity`` misses a group.
     """
     graph = space.graph
-    plans = {name: uniform_plan(graph, *bits) for name, bits in UNIFORM_PRESETS.items() if name != "fp32"} | {
+    plans = {name: preset_plan(name, graph) for name in UNIFORM_PRESETS if name != "fp32"} | {
         "hybrid_log2_attention": _hybrid(space, log2_weights=False),
         "hybrid_log2": _hybrid(space, log2_weights=True),
         "efficientquant": efficientquant_plan(graph, classes),
@@ -79,7 +79,7 @@ def sensitivity_seeds(space: SearchSpace, sensitivity: Mapping[str, float], *, l
     high = space.nearest(uniform_plan(space.graph, 8, 8))
     seeds = []
     for label in ("w4a8", "w4a4"):
-        low = space.nearest(uniform_plan(space.graph, *UNIFORM_PRESETS[label]))
+        low = space.nearest(preset_plan(label, space.graph))
         for level in range(1, levels + 1):
             genes = high.reshape(-1, N_AXES).copy()
             lowered = order[: round(len(order) * level / (levels + 1))]
@@ -102,7 +102,7 @@ def _hybrid(space: SearchSpace, *, log2_weights: bool) -> dict[str, LayerQuantCo
 
 def _split(space: SearchSpace, *, global_bits: int) -> dict[str, LayerQuantConfig]:
     """Weights of 4 bits on one side of a hybrid and of 8 on the other, activations of 8."""
-    fine, coarse = uniform_plan(space.graph, 8, 8), uniform_plan(space.graph, 4, 8)
+    fine, coarse = uniform_plan(space.graph, 8, 8), preset_plan("w4a8", space.graph)
 
     def chosen(op: Op) -> LayerQuantConfig:
         is_global = op.role in _TRANSFORMER_ROLES

@@ -24,7 +24,7 @@ UNSIGNED_ONLY_ROLE = Role.ATTENTION_AV
 TWIN_ROLES = (Role.ATTENTION_AV, Role.MLP_OUT)
 """They read a softmax, or the activation function of an MLP: most values near zero, few far away."""
 _STEP_SCHEMES = (QuantizationScheme.UNIFORM, QuantizationScheme.POWER_OF_TWO)
-_FIXED_BITS = {QuantizationScheme.TERNARY: 2, QuantizationScheme.BINARY: 1}
+FIXED_BITS = {QuantizationScheme.NORMAL: 4, QuantizationScheme.TERNARY: 2, QuantizationScheme.BINARY: 1}
 
 
 def check_supported(config: LayerQuantConfig, op_kind: OpKind, role: Role, weight_shape: tuple[int, ...]) -> None:
@@ -75,8 +75,8 @@ def _weight_problem(config: LayerQuantConfig) -> str | None:
         if bits < 2:
             return "weight_scheme 'log2' needs at least 2 bits (sign and zero are codes), but got 1. Use 'binary'."
         return None
-    if bits != _FIXED_BITS[scheme]:
-        fixed = _FIXED_BITS[scheme]
+    if bits != FIXED_BITS[scheme]:
+        fixed = FIXED_BITS[scheme]
         return f"weight_scheme '{scheme.value}' has weight_bits {fixed}, but got {bits}. Use {fixed}."
     return None
 

@@ -20,6 +20,7 @@ CONFIGS = (
     LayerQuantConfig(weight_bits=4, granularity=QuantizationGranularity.PER_GROUP, group_size=8),
     LayerQuantConfig(weight_bits=4, weight_scheme=QuantizationScheme.POWER_OF_TWO),
     LayerQuantConfig(weight_bits=4, weight_scheme=QuantizationScheme.LOG2),
+    LayerQuantConfig(weight_bits=4, weight_scheme=QuantizationScheme.NORMAL),
     LayerQuantConfig(weight_bits=2, weight_scheme=QuantizationScheme.TERNARY),
     LayerQuantConfig(weight_bits=1, weight_scheme=QuantizationScheme.BINARY),
 )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from evoquant.calibrate.compensate import QuantizedWeight
-from evoquant.calibrate.learned import LearnedQuantizer, LearnedWeight
+from evoquant.calibrate.learned import LEARNED_SCALES, LearnedQuantizer, LearnedWeight
 from evoquant.quant import QuantParams, dequantize, fake_quantize, quantize, weight_params
 from evoquant.types import LayerQuantConfig, QuantizationGranularity, QuantizationScheme
 
@@ -60,6 +60,7 @@ WEIGHTS = {
     "asymmetric": LayerQuantConfig(weight_bits=3, weight_symmetric=False),
     "groups": LayerQuantConfig(weight_bits=4, granularity=QuantizationGranularity.PER_GROUP, group_size=8),
     "powers of two": LayerQuantConfig(weight_bits=4, weight_scheme=QuantizationScheme.POWER_OF_TWO),
+    "normal": LayerQuantConfig(weight_bits=4, weight_scheme=QuantizationScheme.NORMAL),
     "log2": LayerQuantConfig(weight_bits=4, weight_scheme=QuantizationScheme.LOG2),
 }
 
@@ -81,5 +82,5 @@ def test_a_weight_stays_on_its_grid(config: LayerQuantConfig) -> None:
     found = learned.result()
     assert torch.equal(dequantize(quantize(found.weight, found.params), found.params), found.weight)
     assert torch.equal(found.weight, start.weight) == (config.weight_scheme is QuantizationScheme.LOG2)
-    scales_may_change = config.weight_scheme is QuantizationScheme.UNIFORM
+    scales_may_change = config.weight_scheme in LEARNED_SCALES
     assert torch.equal(found.params.scale, params.scale) != scales_may_change

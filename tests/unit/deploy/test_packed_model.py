@@ -18,6 +18,8 @@ PRECISIONS = {
     "w4a8": {"weight_bits": 4},
     "w4a4": {"weight_bits": 4, "activation_bits": 4},
     "w4a8 affine": {"weight_bits": 4, "weight_symmetric": False},
+    "w4a8 normal": {"weight_bits": 4, "weight_scheme": QuantizationScheme.NORMAL},
+    "w4a4 normal": {"weight_bits": 4, "weight_scheme": QuantizationScheme.NORMAL, "activation_bits": 4},
     "w4a8 log2": {"weight_bits": 4, "weight_scheme": QuantizationScheme.LOG2},
     "w4a8 power of two": {"weight_bits": 4, "weight_scheme": QuantizationScheme.POWER_OF_TWO},
     "ternary": {"weight_bits": 2, "weight_scheme": QuantizationScheme.TERNARY},

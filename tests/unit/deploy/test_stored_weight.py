@@ -17,6 +17,7 @@ PRECISIONS = {
     "w4 affine": {"weight_bits": 4, "weight_symmetric": False},
     "w8 affine": {"weight_bits": 8, "weight_symmetric": False},
     "w4 groups": {"weight_bits": 4, "granularity": "per_group", "group_size": 16},
+    "w4 normal": {"weight_bits": 4, "weight_scheme": QuantizationScheme.NORMAL},
     "w4 log2": {"weight_bits": 4, "weight_scheme": QuantizationScheme.LOG2},
     "w4 power of two": {"weight_bits": 4, "weight_scheme": QuantizationScheme.POWER_OF_TWO},
     "ternary": {"weight_bits": 2, "weight_scheme": QuantizationScheme.TERNARY},

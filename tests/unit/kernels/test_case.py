@@ -49,6 +49,7 @@ def test_geometries():
         ({"weight_bits": 4, "activation_bits": 32}, "fp32"),
         ({"weight_bits": 32, "activation_bits": 8}, "fp32"),
         ({"weight_bits": 16, "activation_bits": 8}, "w16a16"),
+        ({"weight_bits": 4, "weight_scheme": "normal"}, "w4a8-normal"),
         ({"weight_bits": 4, "weight_scheme": "log2"}, "w4a8-log2"),
         ({"weight_bits": 4, "weight_scheme": "power_of_two"}, "w4a8"),
         ({"weight_bits": 2, "weight_scheme": "ternary"}, "w2a8-ternary"),

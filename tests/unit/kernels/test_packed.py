@@ -8,11 +8,16 @@ from hypothesis import strategies as st
 from evoquant.errors import KernelError
 from evoquant.kernels import ActivationCodes, Weights, info, pack_conv, pack_depthwise, pack_gemm
 from evoquant.types import ConvGeometry
+from evoquant.types.precision import NORMAL_LEVELS
 
 pytestmark = pytest.mark.skipif(not info().available, reason="the native kernels are not built")
 ISAS = info().supported
-CODEBOOKS = {"log2": (4, (-64, -32, -16, -8, -4, -2, -1, 0, 1, 2, 4, 8, 16, 32, 64)), "ternary": (2, (-1, 0, 1)),
-             "binary": (1, (-1, 1))}  # fmt: skip
+CODEBOOKS = {
+    "normal": (4, NORMAL_LEVELS),
+    "log2": (4, (-64, -32, -16, -8, -4, -2, -1, 0, 1, 2, 4, 8, 16, 32, 64)),
+    "ternary": (2, (-1, 0, 1)),
+    "binary": (1, (-1, 1)),
+}
 
 
 def codes_of(x, codes):
@@ -92,7 +97,8 @@ def test_a_scale_per_group_of_channels(isa, rng):
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
-    ("bits", "codebook"), [(8, None), (7, None), (4, None), CODEBOOKS["log2"], CODEBOOKS["ternary"]]
+    ("bits", "codebook"),
+    [(8, None), (7, None), (4, None), CODEBOOKS["normal"], CODEBOOKS["log2"], CODEBOOKS["ternary"]],
 )
 def test_a_long_reduction_is_summed_in_stretches(isa, bits, codebook, rng):
     """Weights that exceed the first cache, divided inside of the reduction; 20 rows are several tiles."""

@@ -23,6 +23,7 @@ CASES = [
         "w8a8",
         "w5a7",
         "w4a8-log2",
+        "w4a8-normal",
         "w6a6-twin",
         "w2a8-ternary",
         "w1a8-binary",

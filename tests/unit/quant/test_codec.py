@@ -7,6 +7,7 @@ from evoquant.errors import PrecisionError
 from evoquant.quant import FakeQuant, QuantParams, dequantize, fake_quantize, quantize
 from evoquant.quant.codec import CACHE_BLOCK
 from evoquant.types import QuantizationScheme
+from evoquant.types.precision import NORMAL_LEVELS
 
 UNIFORM, LOG2, TWIN = QuantizationScheme.UNIFORM, QuantizationScheme.LOG2, QuantizationScheme.TWIN
 
@@ -39,6 +40,9 @@ LAYOUTS = {
     "power of two": QuantParams(QuantizationScheme.POWER_OF_TWO, 8, torch.tensor(0.125), integers(3), 0, 255),
     "ternary": QuantParams(QuantizationScheme.TERNARY, 2, torch.tensor(0.8), integers(0), -1, 1),
     "binary": QuantParams(QuantizationScheme.BINARY, 1, torch.tensor(0.8), integers(0), 0, 1),
+    "normal": QuantParams(
+        QuantizationScheme.NORMAL, 4, torch.tensor([0.05, 0.1, 0.2]), integers(0, 0, 0), -8, 7, axis=1
+    ),
     "log2": log2(4, 1, is_signed=False),
     "log2 signed": log2(3, 1, is_signed=True, scale=2.3),
     "twin": twin(4, 3, 2, scale=0.11),
@@ -184,3 +188,13 @@ def test_parameters_are_checked(changes, message):
     fields = {"scheme": UNIFORM, "bits": 8, "scale": torch.tensor(1.0), "zero_point": integers(0)}
     with pytest.raises(PrecisionError, match=message):
         QuantParams(**{**fields, **changes}, q_min=0, q_max=255)
+
+
+@given(st.floats(-30, 30, width=32))
+def test_normal_levels_take_the_nearest_and_hold_zero(x):
+    params = QuantParams(QuantizationScheme.NORMAL, 4, torch.tensor(1.0), integers(0), -8, 7)
+    levels = torch.tensor(NORMAL_LEVELS, dtype=torch.float32)
+    found = fake_quantize(torch.tensor([x]), params)
+    assert float((found - x).abs()) == float((levels - x).abs().min())
+    assert dequantize(quantize(found, params), params).equal(found)
+    assert 0 in NORMAL_LEVELS

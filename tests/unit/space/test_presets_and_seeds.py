@@ -41,6 +41,7 @@ def test_presets_have_their_bits(graph):
                 assert (config.weight_bits, config.activation_bits) == (activation_bits, activation_bits)
             else:
                 assert (config.weight_bits, config.activation_bits) == (weight_bits, activation_bits)
+                assert (config.weight_scheme is QuantizationScheme.NORMAL) == (weight_bits == 4)
 
 
 def test_float_preset_quantizes_nothing(graph):
@@ -76,7 +77,7 @@ def test_seeds_are_distinct_and_as_near_as_the_space_allows(space):
     assert len({space.phenotype_hash(genes) for _, genes in seeds}) == len(seeds)
     plans = {name: space.decode(genes) for name, genes in seeds}
     assert {config.label for config in plans["w8a8"].values()} == {"W8A8"}
-    assert plans["w4a4"]["bridge.in"].label == "W4A4"
+    assert plans["w4a4"]["bridge.in"].label == "W4A4-normal"
     assert plans["w4a4"]["local.depthwise"].label == "W6A6"  # the space has nothing lower there
     assert plans["hybrid_log2_attention"]["blocks.1.attn.av"].activation_scheme is QuantizationScheme.LOG2
     assert plans["hybrid_log2"]["blocks.1.mlp.fc2"].weight_scheme is QuantizationScheme.LOG2
