@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,8 +21,8 @@ from evoquant.config.quantizers import CompensationSpec, RoundingSpec
 from evoquant.errors import DataError
 from evoquant.graph import CapturedModel, capture
 from evoquant.quant import FakeQuant, fake_quantize, weight_params
-from evoquant.space import uniform_plan
-from evoquant.types import FLOAT_BITS, LayerQuantConfig, Op
+from evoquant.space import canonical, uniform_plan
+from evoquant.types import FLOAT_BITS, LayerQuantConfig, Op, QuantizationScheme
 
 SIZE = 8
 PLAIN = CompensationSpec(weight_compensation="none", bias_correction=False, ridges=())
@@ -171,11 +172,19 @@ def test_each_step_lessens_the_output_error(
     assert error(PLAIN, RoundingSpec(iterations=60)) < 0.5 * plain
 
 
+@pytest.mark.parametrize(("weight_bits", "scheme"), [(3, QuantizationScheme.UNIFORM), (4, QuantizationScheme.NORMAL)])
 def test_learning_repeats_and_stays_on_the_grid(
-    captured: CapturedModel, batches: list[Tensor], quantizer: MakeQuantizer
+    captured: CapturedModel,
+    batches: list[Tensor],
+    quantizer: MakeQuantizer,
+    weight_bits: int,
+    scheme: QuantizationScheme,
 ) -> None:
     """The same bits every time; codes stay codes; at least one block keeps what it learned."""
-    plan = _plan(captured, 3, 5)
+    plan = {
+        op.name: canonical(op, replace(config, weight_scheme=scheme))
+        for op, config in zip(captured.graph.ops, _plan(captured, weight_bits, 5).values(), strict=True)
+    }
     first, second = (
         fit_sequentially(captured, plan, batches, quantizer, CompensationSpec(), rounding=RoundingSpec(iterations=30))
         for _ in range(2)
