@@ -259,7 +259,8 @@ void test_matmul(int isa, int m, int n, int k, bool b_by_rows, int activation_bi
 }
 
 // The attention is its products and its softmax apart, bit for bit, however rows are divided.
-void test_attention(int isa, int m, int n, int k, int d, int bits) {
+void test_attention(int isa, int m, int n, int k, int d, int width) {
+  const int quantized = width < 32, bits = std::min(width, 8);
   const int heads = 3, b_top = bits == 8 ? 127 : (1 << (bits - 1)) - 1;
   std::vector<float> q((size_t)heads * m * k), keys((size_t)heads * n * k), v((size_t)heads * n * d);
   for (auto* values : {&q, &keys, &v})
@@ -268,7 +269,6 @@ void test_attention(int isa, int m, int n, int k, int d, int bits) {
   const eq_matmul_shape weighted{1, heads, m, d, n, 0, (ptrdiff_t)m * n, n, 0, (ptrdiff_t)n * d, d, 1, 0, (ptrdiff_t)m * d, d};
   const float levels = (float)((1 << bits) - 1), b_scale = 3.0f / (float)b_top;
   const eq_quantizer of_q{6.0f / levels, (1 << bits) / 2, 0, (1 << bits) - 1, 0}, of_weights{1.0f / levels, 0, 0, (1 << bits) - 1, 0};
-  const int quantized = bits < 32;
   const eq_product first{scores, quantized, of_q, &b_scale, 1, b_top, 0.5f}, second{weighted, quantized, of_weights, &b_scale, 1, b_top, 1.0f};
   std::vector<float> between_products((size_t)heads * m * n), expected((size_t)heads * m * d);
   Guarded<float> out((size_t)heads * m * d);
@@ -276,7 +276,7 @@ void test_attention(int isa, int m, int n, int k, int d, int bits) {
   eq_softmax(isa, between_products.data(), (size_t)heads * m, n, between_products.data());
   eq_matmul_f32(isa, &weighted, between_products.data(), v.data(), quantized ? &of_weights : nullptr, &b_scale, 1, b_top, 1.0f, expected.data());
   char what[160];
-  std::snprintf(what, sizeof what, "attention %s m=%d n=%d k=%d d=%d bits=%d", eq_isa_name(isa), m, n, k, d, bits);
+  std::snprintf(what, sizeof what, "attention %s m=%d n=%d k=%d d=%d bits=%d", eq_isa_name(isa), m, n, k, d, width);
   expect(eq_attention_f32(isa, &first, &second, q.data(), keys.data(), v.data(), out.data(), EQ_ATTENTION_WHOLE) == 0, what);
   expect(std::memcmp(out.data(), expected.data(), expected.size() * 4) == 0 && out.intact(), what);
 }
