@@ -29,23 +29,19 @@ def fused_attentions(graph: ModelGraph) -> tuple[FusedAttention, ...]:
 
     A bias on the scores, as in Swin or LeViT, keeps the products apart.
     """
-    readers: dict[str, list[str]] = {}
-    for node in graph.nodes:
-        for name in dict.fromkeys(node.inputs):
-            readers.setdefault(name, []).append(node.name)
     ops = {op.node: op for op in graph.ops}
     found: list[FusedAttention] = []
     for op in graph.ops:
-        softmax = _only(readers.get(op.node, [])) if op.role is Role.ATTENTION_QK else None
+        softmax = _only(graph.readers[op.node]) if op.role is Role.ATTENTION_QK else None
         if softmax is None or graph.node[softmax].kind not in _SOFTMAX:
             continue
-        weighted = _only(readers.get(softmax, []))
+        weighted = _only(graph.readers[softmax])
         if weighted is not None and _is_product(ops.get(weighted), graph.node[weighted].inputs, softmax):
             found.append(FusedAttention(op.node, softmax, weighted))
     return tuple(found)
 
 
-def _only(names: list[str]) -> str | None:
+def _only(names: tuple[str, ...]) -> str | None:
     return names[0] if len(names) == 1 else None
 
 

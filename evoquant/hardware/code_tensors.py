@@ -15,15 +15,11 @@ def code_edges(graph: ModelGraph) -> dict[str, Op]:
 
     Both are convolutions or both linear layers, so that the second finds the values where it wants them.
     """
-    readers: dict[str, list[str]] = {}
-    for node in graph.nodes:
-        for name in dict.fromkeys(node.inputs):
-            readers.setdefault(name, []).append(node.name)
     ops = {op.node: op for op in graph.ops}
     functions = {op_node: name for name, op_node in TensorTable(graph).fused.items()}
     found: dict[str, Op] = {}
     for op in graph.ops:
-        read_by = readers.get(functions.get(op.node, op.node), [])
+        read_by = graph.readers[functions.get(op.node, op.node)]
         reader = ops.get(read_by[0]) if len(read_by) == 1 else None
         if op.kind is not OpKind.MATMUL and reader is not None and reader.kind is op.kind:
             found[op.node] = reader

@@ -10,9 +10,10 @@ from importlib.util import find_spec
 import numpy as np
 
 from evoquant.errors import KernelError
+from evoquant.kernels import onnx_baseline
+from evoquant.kernels.case import KernelCase, KernelOp
 from evoquant.kernels.native import info, isa_number, native
 
-_OPSET, _IR_VERSION = 17, 8
 _held_to: list[str | None] = []
 
 
@@ -65,12 +66,5 @@ def _capped(isa: str) -> Iterator[None]:
 
 def _use_once() -> None:
     """One small product: the kernels are chosen at the first use, not at the import."""
-    import onnx
-    import onnxruntime as ort
-
-    value, kind = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
-    node = onnx.helper.make_node("MatMul", ["x", "x"], ["y"])
-    graph = onnx.helper.make_graph([node], "once", [value("x", kind, (4, 4))], [value("y", kind, (4, 4))])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    session.run(None, {"x": np.eye(4, dtype=np.float32)})
+    product = KernelCase(KernelOp.GEMM, (4, 4, 4))
+    onnx_baseline.baselines(product, np.random.default_rng(0), threads=1, as_conv=False)["fp32"][0](1)

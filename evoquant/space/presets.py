@@ -106,7 +106,7 @@ def _efficientquant(op: Op, part: str) -> LayerQuantConfig:
 def preset_plan(name: str, graph: ModelGraph, classes: Mapping[str, str] | None = None) -> dict[str, LayerQuantConfig]:
     """The plan of a preset by its name: ``fp32``, ``w8a8``, ``w6a6``, ``w4a8``, ``w4a4`` or ``efficientquant``.
 
-    Weights of 4 bits have the levels of ``NORMAL``, which cost kernels nothing: they decode 4 bits by a table anyway.
+    Weights of 4 bits have the levels of ``NORMAL``: kernels decode 4 bits by a table anyway.
 
     Raises:
         UnknownNameError: If there is no such preset.

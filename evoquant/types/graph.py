@@ -175,6 +175,15 @@ class ModelGraph:
         return {node.name: node for node in self.nodes}
 
     @cached_property
+    def readers(self) -> Mapping[str, tuple[str, ...]]:
+        """For each tensor the nodes that read it, each once, in order."""
+        found: dict[str, list[str]] = {node.name: [] for node in self.nodes}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.inputs):
+                found[name].append(node.name)
+        return {name: tuple(read_by) for name, read_by in found.items()}
+
+    @cached_property
     def group(self) -> Mapping[str, Group]:
         """Groups by name."""
         return {group.name: group for group in self.groups}

@@ -39,6 +39,12 @@ int check_coarse(const eq_quantizer& q, const char* who) {
   return 0;
 }
 
+int check_result(const eq_code_tensors& codes, const char* who) {
+  if (!codes.to || !(codes.to->scale > 0.0f) || codes.to->q_min < 0 || codes.to->q_max > 255)
+    return fail("%s: codes of the result need a quantizer within [0, 255]", who);
+  return check_coarse(*codes.to, who);
+}
+
 float unit_of(const eq_quantizer& q) {
   return q.log2_levels > 0 ? std::ldexp(q.scale, 1 - q.log2_levels) : q.scale;
 }
@@ -701,11 +707,10 @@ int check_codes(const eq_contraction& c, const eq_code_tensors* codes, Job& job,
   if (codes->x && c.spec.operand != EQ_OPERAND_U8) return fail("%s: this handle takes no codes of 8 bits", who);
   if (!codes->out) return 0;
   if (c.scale_groups > 1) return fail("%s: weights with a scale per group give real values, no codes", who);
-  if (!codes->to || !(codes->to->scale > 0.0f) || codes->to->q_min < 0 || codes->to->q_max > 255)
-    return fail("%s: codes of the result need a quantizer within [0, 255]", who);
+  if (check_result(*codes, who)) return -1;
   job.out_codes = codes->out;
   job.to = quant_args(*codes->to);
-  return check_coarse(*codes->to, who);
+  return 0;
 }
 
 // A matrix product whose rows are made codes chunk by chunk, just before they are used.

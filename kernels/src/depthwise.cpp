@@ -118,9 +118,7 @@ int eq_depthwise_f32(const eq_depthwise* handle, const float* x, int h, int w, c
   const Image image{x, codes ? codes->x : nullptr, h, w};
   if (image.codes && (!quantizer || quantizer->q_max > 255)) return fail("depthwise: codes come with their quantizer, of at most 8 bits");
   uint8_t* out_codes = codes ? codes->out : nullptr;
-  if (out_codes && (!codes->to || !(codes->to->scale > 0.0f) || codes->to->q_min < 0 || codes->to->q_max > 255))
-    return fail("depthwise: codes of the result need a quantizer within [0, 255]");
-  if (out_codes && check_coarse(*codes->to, "depthwise")) return -1;
+  if (out_codes && check_result(*codes, "depthwise")) return -1;
   const QuantArgs to = out_codes ? quant_args(*codes->to) : QuantArgs{};
   const int tasks = std::min(thread_count(), out_h);
   const float unit = quantizer ? unit_of(*quantizer) : 1.0f;
