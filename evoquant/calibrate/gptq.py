@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evoquant import kernels
 from evoquant.calibrate.definite import damped_factor
+from evoquant.kernels.arrays import FloatArray
+from evoquant.kernels.rounding import RoundingPoints, round_compensated
 from evoquant.quant import QuantParams
-from evoquant.quant.lattice import Lattice
+from evoquant.quant.lattice import Lattice, StepLattice
 from evoquant.quant.params import lattice_of
 
 BLOCK = 64
@@ -26,12 +29,14 @@ class WeightGrid:
         inverse: Of the scale.
         bounds: Smallest and greatest multiple of the scale, likewise; None where ``lattice`` holds for all elements.
         lattice: The points in units of the scale, the same for all elements.
+        table: The same as numbers in ascending order; None where they are integers.
     """
 
     scale: Tensor
     inverse: Tensor
     bounds: tuple[Tensor, Tensor] | None
     lattice: Lattice | None
+    table: Tensor | None
 
     @classmethod
     def of(cls, rows: Tensor, params: QuantParams) -> WeightGrid:
@@ -44,9 +49,9 @@ class WeightGrid:
         shape = (groups, count, -1) if params.axis is not None or params.group_size is not None else (1, 1, 1)
         scale = scale.reshape(shape).expand(rows.shape)
         if params.codebook is not None or params.is_symmetric:
-            return cls(scale, scale.reciprocal(), None, lattice_of(params))
+            return cls(scale, scale.reciprocal(), None, lattice_of(params), params.codebook)
         shift = shift.reshape(shape).expand(rows.shape)
-        return cls(scale, scale.reciprocal(), ((params.q_min - shift).float(), (params.q_max - shift).float()), None)
+        return cls(scale, scale.reciprocal(), ((params.q_min - shift).float(), (params.q_max - shift).float()), None, None)
 
     def nearest(self, values: Tensor, column: int) -> Tensor:
         """The nearest points to ``values``, (groups, rows), of one column."""
@@ -68,7 +73,22 @@ class WeightGrid:
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> WeightGrid:
         bounds = None if self.bounds is None else (change(self.bounds[0]), change(self.bounds[1]))
-        return WeightGrid(change(self.scale), change(self.inverse), bounds, self.lattice)
+        return WeightGrid(change(self.scale), change(self.inverse), bounds, self.lattice, self.table)
+
+    def native(self) -> RoundingPoints:
+        """The same for the native loops."""
+        scale = array_of(self.scale)
+        if self.bounds is not None:
+            return RoundingPoints(scale, bounds=(array_of(self.bounds[0]), array_of(self.bounds[1])))
+        if isinstance(self.lattice, StepLattice):
+            return RoundingPoints(scale, bounds=(float(self.lattice.lower), float(self.lattice.upper)))
+        assert self.table is not None, "points that are no integers are in a table"
+        return RoundingPoints(scale, array_of(self.table))
+
+
+def array_of(values: Tensor) -> FloatArray:
+    """The same memory if it is contiguous, else a copy."""
+    return values.detach().contiguous().numpy()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,15 +136,23 @@ def gptq(rows: Tensor, params: QuantParams, spread: ErrorSpread) -> list[Tensor]
     References:
         E. Frantar, S. Ashkboos, T. Hoefler, D. Alistarh, "GPTQ", ICLR 2023, https://arxiv.org/abs/2210.17323.
     """
-    groups, _, width = rows.shape
-    factors, index = spread.factors, spread.order[:, None, :].expand(rows.shape)
+    index = spread.order[:, None, :].expand(rows.shape)
     left = rows.gather(2, index).repeat(spread.dampings, 1, 1)
-    grid = WeightGrid.of(rows, params).ordered(spread.order).repeated(spread.dampings)
+    grid = WeightGrid.of(rows, params).ordered(spread.order)
+    if kernels.info().available:
+        round_compensated(array_of(left), array_of(spread.factors), grid.native())
+    else:
+        round_by_blocks(left, grid.repeated(spread.dampings), spread.factors)
+    return [torch.empty_like(rows).scatter_(2, index, part) for part in torch.split(left, len(rows))]
+
+
+def round_by_blocks(left: Tensor, grid: WeightGrid, factors: Tensor) -> None:
+    """What ``kernels.rounding.round_compensated`` does, where it was not built; ``left`` becomes the rounded weight."""
+    width = left.shape[2]
     for start in range(0, width, BLOCK):
         stop = min(start + BLOCK, width)
         errors = _round_block(left[:, :, start:stop], grid, start, factors[:, start:stop, start:stop])
         left[:, :, stop:] -= errors @ factors[:, start:stop, stop:]
-    return [torch.empty_like(rows).scatter_(2, index, part) for part in torch.split(left, groups)]
 
 
 def _round_block(left: Tensor, grid: WeightGrid, start: int, factor: Tensor) -> Tensor:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evoquant.calibrate.gptq import WeightGrid
+from evoquant import kernels
+from evoquant.calibrate.gptq import WeightGrid, array_of
+from evoquant.kernels.rounding import revise_rounding
 from evoquant.quant import QuantParams
 
 
@@ -28,6 +30,15 @@ def refine(quantized: Tensor, target: Tensor, params: QuantParams, hessian: Tens
     grid = WeightGrid.of(target, params)
     result = quantized.clone()
     gradient = (result - target) @ hessian
+    if kernels.info().available:
+        revise_rounding(array_of(result), array_of(gradient), array_of(hessian), grid.native(), sweeps=sweeps)
+    else:
+        sweep_columns(result, gradient, grid, hessian, sweeps)
+    return result
+
+
+def sweep_columns(result: Tensor, gradient: Tensor, grid: WeightGrid, hessian: Tensor, sweeps: int) -> None:
+    """What ``kernels.rounding.revise_rounding`` does, where it was not built; ``result`` is revised in place."""
     power = hessian.diagonal(dim1=1, dim2=2)
     per_step = torch.where(power > 0, power.clamp_min(torch.finfo(power.dtype).tiny).reciprocal(), 0.0)
     for _ in range(sweeps):
@@ -36,4 +47,3 @@ def refine(quantized: Tensor, target: Tensor, params: QuantParams, hessian: Tens
             new = grid.nearest(torch.addcmul(old, gradient[:, :, column], per_step[:, None, column], value=-1), column)
             gradient += (new - old)[:, :, None] * hessian[:, None, column]
             old.copy_(new)
-    return result

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,8 @@ def fingerprint(*, threads: int | None = None, isa: str | None = None) -> dict[s
         isa: Instruction set of the table; None takes the one in use.
 
     Returns:
-        ``cpu``, ``flags`` (those that matter here), ``isa``, ``threads``, ``version`` and ``compiler`` of the
-        native module; plain JSON values.
+        ``cpu``, ``flags`` (those that matter here), ``isa``, ``threads``, and ``version``, ``compiler`` and ``build`` (a
+        hash of its file) of the native module; plain JSON values.
 
     Raises:
         KernelError: If the native module is missing.
@@ -38,7 +40,13 @@ def fingerprint(*, threads: int | None = None, isa: str | None = None) -> dict[s
         "threads": threads or module.threads(),
         "version": here.version,
         "compiler": here.compiler,
+        "build": _build(str(module.__file__)),
     }
+
+
+@cache
+def _build(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def _processor() -> tuple[str, frozenset[str]]:

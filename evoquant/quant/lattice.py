@@ -122,9 +122,9 @@ class TableLattice:
 
     def nearest_(self, values: Tensor) -> Tensor:
         """Replace each value by the nearest point, ties downwards, in place; what is NaN stays so."""
-        table = torch.tensor(self.levels)
-        index = torch.bucketize(values, (table[1:] + table[:-1]) / 2.0)
-        return values.copy_(torch.where(values.isnan(), values, table[index]))
+        table, middles = _table_of(self.levels)
+        nearest = table[torch.bucketize(values, middles)]
+        return values.clamp_(self.levels[0], self.levels[-1]).mul_(0.0).add_(nearest)  # the product keeps NaN
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +134,13 @@ class SignLattice:
     def nearest_(self, values: Tensor) -> Tensor:
         """Replace each value by its sign, in place."""
         return values.ge_(0.0).mul_(2.0).sub_(1.0)
+
+
+@lru_cache(maxsize=32)
+def _table_of(levels: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """Levels and what lies half way between them."""
+    table = torch.tensor(levels, dtype=torch.float32)
+    return table, (table[1:] + table[:-1]) / 2.0
 
 
 def _one_sided_shrink(values: Tensor, threshold: float) -> Tensor:

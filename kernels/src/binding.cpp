@@ -449,6 +449,51 @@ void bind_codes(nb::module_& m) {
   });
 }
 
+// Checked views of the points of a rounding.
+struct Points {
+  Dense<const float, 3> scale;
+  std::optional<Flat<const float>> table;
+  float lower, upper;
+  std::optional<Dense<const float, 3>> lowers, uppers;
+
+  eq_rounding_points of(const Dense<float, 3>& weight) const {
+    const auto fits = [&](const auto& array) {
+      return array.shape(0) == scale.shape(0) && array.shape(1) == weight.shape(1) && array.shape(2) == weight.shape(2);
+    };
+    require(fits(scale) && (!lowers || fits(*lowers)) && (!uppers || fits(*uppers)), "scales and bounds need the shape of the weight");
+    return {scale.data(), data_or_null(table), (int32_t)(table ? table->size() : 0), lower, upper, data_or_null(lowers), data_or_null(uppers)};
+  }
+};
+
+void bind_rounding(nb::module_& m) {
+  nb::class_<Points>(m, "RoundingPoints")
+      .def("__init__", [](Points* p, Dense<const float, 3> scale, std::optional<Flat<const float>> table, float lower, float upper,
+                          std::optional<Dense<const float, 3>> lowers, std::optional<Dense<const float, 3>> uppers) {
+        new (p) Points{scale, table, lower, upper, lowers, uppers};
+      }, nb::arg("scale"), nb::arg("table").none(), nb::arg("lower"), nb::arg("upper"), nb::arg("lowers").none(), nb::arg("uppers").none());
+  m.def("round_compensated", [](Dense<float, 3> weight, Dense<const float, 3> factors, const Points& points) {
+    const eq_rounding_points on = points.of(weight);
+    require(factors.shape(0) == weight.shape(0) && factors.shape(1) == weight.shape(2) && factors.shape(2) == weight.shape(2),
+            "factors need the shape (batches, columns, columns)");
+    timed(1, [&] {
+      return eq_round_compensated(weight.data(), (int64_t)weight.shape(0), (int)weight.shape(1), (int)weight.shape(2), factors.data(),
+                                  &on, (int64_t)points.scale.shape(0));
+    });
+  });
+  m.def("revise_rounding", [](Dense<float, 3> weight, Dense<const float, 3> gradient, Dense<const float, 3> hessian,
+                              const Points& points, int sweeps) {
+    const eq_rounding_points on = points.of(weight);
+    require_same(weight, gradient);
+    require(points.scale.shape(0) == weight.shape(0) && hessian.shape(0) == weight.shape(0) && hessian.shape(1) == weight.shape(2) &&
+                hessian.shape(2) == weight.shape(2),
+            "the Hessian needs the shape (groups, columns, columns)");
+    timed(1, [&] {
+      return eq_revise_rounding(weight.data(), gradient.data(), (int64_t)weight.shape(0), (int)weight.shape(1), (int)weight.shape(2),
+                                hessian.data(), &on, sweeps);
+    });
+  });
+}
+
 void bind_float(nb::module_& m) {
   m.def("activate", [](int isa, int kind, Any<const float> x, Any<float> out, int repeats) {
     require_same(x, out);
@@ -517,6 +562,7 @@ NB_MODULE(_native, m) {
   bind_handles(m);
   bind_attention(m);
   bind_codes(m);
+  bind_rounding(m);
   bind_float(m);
   bind_program(m);
 }

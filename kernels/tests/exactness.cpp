@@ -338,6 +338,38 @@ void test_packing() {
     }
 }
 
+// Where columns do not depend on each other both ways to round find the nearest points.
+void test_rounding(int groups, int rows, int columns) {
+  const size_t size = (size_t)groups * rows * columns;
+  std::vector<float> weight(size), scale(size), nearest(size), lowers(size, -3.0f), uppers(size, 5.0f);
+  std::vector<float> identity((size_t)groups * columns * columns);
+  for (int g = 0; g < groups; ++g)
+    for (int c = 0; c < columns; ++c) identity[((size_t)g * columns + c) * columns + c] = 1.0f;
+  const float table[] = {-4.0f, -1.0f, 0.0f, 2.0f};
+  for (size_t i = 0; i < size; ++i) {
+    weight[i] = (float)between(-1000, 1000) / 97.0f;
+    scale[i] = (float)between(1, 4) * 0.5f;
+  }
+  for (int kind = 0; kind < 3; ++kind) {
+    const bool is_table = kind == 2;
+    const eq_rounding_points points = {scale.data(), is_table ? table : nullptr, is_table ? 4 : 0, -3.0f, 5.0f,
+                                       kind == 1 ? lowers.data() : nullptr, kind == 1 ? uppers.data() : nullptr};
+    for (size_t i = 0; i < size; ++i) {
+      const float steps = weight[i] * (1.0f / scale[i]);
+      const float whole = std::fmin(std::fmax(std::nearbyint(steps), -3.0f), 5.0f);
+      const float point = steps > 1.0f ? 2.0f : steps > -0.5f ? 0.0f : steps > -2.5f ? -1.0f : -4.0f;
+      nearest[i] = scale[i] * (is_table ? point : whole);
+    }
+    std::vector<float> found = weight;
+    expect(eq_round_compensated(found.data(), groups, rows, columns, identity.data(), &points, groups) == 0 && found == nearest,
+           "round_compensated");
+    std::vector<float> revised(size), gradient(size);
+    for (size_t i = 0; i < size; ++i) gradient[i] = -weight[i];
+    expect(eq_revise_rounding(revised.data(), gradient.data(), groups, rows, columns, identity.data(), &points, 1) == 0 && revised == nearest,
+           "revise_rounding");
+  }
+}
+
 void test_gemms(int isa, bool all) {
   for (int weight_bits = 1; weight_bits <= 8; ++weight_bits)
     for (int activation_bits : {4, 7, 8})
@@ -394,6 +426,8 @@ void test_refused(int isa) {
 int main(int count, char** arguments) {
   const bool all = count > 1 && std::strcmp(arguments[1], "--all") == 0;
   test_packing();
+  for (int rows : {1, 15, 16, 17, 40})
+    for (int columns : {1, 7, 33}) test_rounding(between(1, 3), rows, columns);
   for (int isa = 0; isa < EQ_ISA_COUNT; ++isa) {
     if (!eq_isa_built(isa)) continue;
     if (!eq_isa_supported(isa)) {

@@ -190,6 +190,27 @@ int eq_group_norm(int isa, const float* x, size_t rows, int columns, int groups,
 int eq_mean_rows(int isa, const float* x, int rows, int channels, float* out);
 int eq_max_pool(int isa, const float* x, int h, int w, int channels, int kernel, int stride, int pad, float* out);
 
+/* Rounding of weights, dense matrices of shape (rows, columns) in batches.
+ *
+ * The points of an element are scale times an ascending table (half way: to the lower one), or scale times the integers
+ * between two bounds (half to even), the same for all elements or, with `lowers` and `uppers`, of each element. */
+typedef struct {
+  const float* scale; /* (groups, rows, columns) */
+  const float* table;
+  int32_t table_size;
+  float lower, upper;
+  const float *lowers, *uppers; /* (groups, rows, columns), or null */
+} eq_rounding_points;
+/* Rounds column after column; the error of each goes to those behind it by its row of an upper Cholesky factor,
+ * (batches, columns, columns), of the inverse of the second moments of the inputs. Batch b has the points of group
+ * b % groups. */
+int eq_round_compensated(float* weight, int64_t batches, int rows, int columns, const float* factors,
+                         const eq_rounding_points* points, int64_t groups);
+/* Moves rounded weights, one column at a time, to the points with the least square error of the output. `gradient` is
+ * (weight - target) hessian, the Hessian (groups, columns, columns). */
+int eq_revise_rounding(float* weight, const float* gradient, int64_t groups, int rows, int columns,
+                       const float* hessian, const eq_rounding_points* points, int sweeps);
+
 /* Runs `instructions` independent multiply-accumulate sequences of a format in registers; gives MACs executed. */
 double eq_peak_macs(int isa, const char* format, int depth, int64_t rounds);
 

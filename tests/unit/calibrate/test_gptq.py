@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evoquant.calibrate.gptq import ErrorSpread, gptq
-from evoquant.calibrate.refine import refine
+from evoquant import kernels
+from evoquant.calibrate.gptq import ErrorSpread, WeightGrid, array_of, gptq, round_by_blocks
+from evoquant.calibrate.refine import refine, sweep_columns
+from evoquant.errors import KernelError
+from evoquant.kernels.rounding import RoundingPoints, revise_rounding, round_compensated
 from evoquant.quant import QuantParams, fake_quantize, weight_params
 from evoquant.types import LayerQuantConfig, QuantizationGranularity, QuantizationScheme
 
@@ -128,3 +131,36 @@ def test_a_covariance_that_rounding_left_indefinite() -> None:
     (alone,) = gptq(weight[:1], weight_params(weight[0], config), ErrorSpread.of(hessian[:1]))
     assert together.isfinite().all()
     torch.testing.assert_close(together[0], alone[0])
+
+
+@pytest.mark.skipif(not kernels.info().available, reason="the native kernels are not built")
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.label}-{config.granularity.value}")
+@pytest.mark.parametrize("groups", [1, 3])
+def test_native_loops_are_those_of_torch(config: LayerQuantConfig, groups: int) -> None:
+    """Bit by bit within a block of columns, for both ways to round; rows that do not fill a vector too."""
+    weight, hessian = _problem(5, groups, 19, 56)
+    grid, spread = WeightGrid.of(weight, _params(weight, config)), ErrorSpread.of(hessian, (0.01, 0.1))
+    found, expected = (weight.repeat(2, 1, 1) for _ in range(2))
+    round_compensated(array_of(found), array_of(spread.factors), grid.native())
+    round_by_blocks(expected, grid.repeated(2), spread.factors)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    revised, gradient = expected[:groups].clone(), (expected[:groups] - weight) @ hessian
+    found = revised.clone()
+    revise_rounding(array_of(found), array_of(gradient), array_of(hessian), grid.native(), sweeps=2)
+    sweep_columns(revised, gradient.clone(), grid, hessian, 2)
+    assert bool(((_error(found, weight, hessian) / _error(revised, weight, hessian)).sqrt() - 1).abs().max() < 0.05)
+    assert float((found != revised).float().mean()) < 0.02
+
+
+@pytest.mark.skipif(not kernels.info().available, reason="the native kernels are not built")
+def test_native_loops_refuse_what_does_not_fit() -> None:
+    """Shapes and layouts, with what was expected."""
+    weight, square, points = torch.zeros(2, 3, 4), torch.zeros(2, 4, 4), RoundingPoints(array_of(torch.ones(2, 3, 4)))
+    with pytest.raises(KernelError, match="factors need the shape"):
+        round_compensated(array_of(weight), array_of(square[:, :3, :3]), points)
+    with pytest.raises(KernelError, match="expected weight"):
+        round_compensated(weight.transpose(1, 2).numpy(), array_of(square), points)
+    with pytest.raises(KernelError, match="whole repetitions"):
+        round_compensated(array_of(torch.zeros(3, 3, 4)), array_of(torch.zeros(3, 4, 4)), points)
+    with pytest.raises(KernelError, match="Hessian needs the shape"):
+        revise_rounding(array_of(weight), array_of(weight), array_of(square[:1]), points, sweeps=1)

@@ -1,0 +1,157 @@
+// Rounding of weights one column at a time, the error of each made good by others.
+//
+// Rows are independent, so a few of them lie side by side in a buffer [column][lane]: the inner loop then runs over
+// lanes with one number of the factor or of the Hessian for all of them.
+#include <algorithm>
+#include <vector>
+
+#include "isa.h"
+
+namespace {
+
+constexpr int kLanes = 16;
+constexpr float kRoundToInteger = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds, half to even
+constexpr float kLargest = 4194304.0f;          // where that holds
+
+using Lanes = float[kLanes];
+
+// A block of rows of a matrix (rows, columns), transposed; lanes without a row hold `empty`.
+void load(const float* matrix, int rows, int columns, float empty, std::vector<float>& buffer) {
+  buffer.assign((size_t)columns * kLanes, empty);
+  for (int r = 0; r < rows; ++r)
+    for (int c = 0; c < columns; ++c) buffer[(size_t)c * kLanes + r] = matrix[(ptrdiff_t)r * columns + c];
+}
+
+void store(const std::vector<float>& buffer, int rows, int columns, float* matrix) {
+  for (int r = 0; r < rows; ++r)
+    for (int c = 0; c < columns; ++c) matrix[(ptrdiff_t)r * columns + c] = buffer[(size_t)c * kLanes + r];
+}
+
+// The points of a block of rows.
+class Grid {
+ public:
+  explicit Grid(const eq_rounding_points& points) : points_(points) {
+    for (int i = 1; i < points.table_size; ++i) middles_.push_back((points.table[i - 1] + points.table[i]) / 2.0f);
+  }
+
+  void at(size_t offset, int rows, int columns) {
+    load(points_.scale + offset, rows, columns, 1.0f, scale_);
+    if (!points_.lowers) return;
+    load(points_.lowers + offset, rows, columns, 0.0f, lower_);
+    load(points_.uppers + offset, rows, columns, 0.0f, upper_);
+  }
+
+  void nearest(const Lanes& value, int column, Lanes& rounded) const {
+    const float* scale = scale_.data() + (size_t)column * kLanes;
+    Lanes steps;
+    for (int l = 0; l < kLanes; ++l) steps[l] = value[l] * (1.0f / scale[l]);
+    if (points_.table)
+      from_table(steps, rounded);
+    else
+      integers(steps, column, rounded);
+    for (int l = 0; l < kLanes; ++l) rounded[l] *= scale[l];
+  }
+
+ private:
+  void from_table(const Lanes& steps, Lanes& rounded) const {
+    for (int l = 0; l < kLanes; ++l) rounded[l] = points_.table[0];
+    for (size_t i = 0; i < middles_.size(); ++i)
+      for (int l = 0; l < kLanes; ++l) rounded[l] = steps[l] > middles_[i] ? points_.table[i + 1] : rounded[l];
+  }
+
+  void integers(const Lanes& steps, int column, Lanes& rounded) const {
+    for (int l = 0; l < kLanes; ++l) {
+      const float inside = std::min(std::max(steps[l], -kLargest), kLargest);
+      rounded[l] = (inside + kRoundToInteger) - kRoundToInteger;
+    }
+    if (!points_.lowers) {
+      for (int l = 0; l < kLanes; ++l) rounded[l] = std::min(std::max(rounded[l], points_.lower), points_.upper);
+      return;
+    }
+    const float *lower = lower_.data() + (size_t)column * kLanes, *upper = upper_.data() + (size_t)column * kLanes;
+    for (int l = 0; l < kLanes; ++l) rounded[l] = std::min(std::max(rounded[l], lower[l]), upper[l]);
+  }
+
+  const eq_rounding_points& points_;
+  std::vector<float> middles_, scale_, lower_, upper_;
+};
+
+// to[j] += amount * weights[j] for every column j of the buffer.
+void add_outer(const Lanes& amount, const float* weights, int count, float* to) {
+  for (int j = 0; j < count; ++j, to += kLanes)
+    for (int l = 0; l < kLanes; ++l) to[l] += amount[l] * weights[j];
+}
+
+int check(const eq_rounding_points& points, int64_t batches, int64_t groups, int rows, int columns, const char* who) {
+  if (batches < 1 || groups < 1 || batches % groups != 0 || rows < 1 || columns < 1)
+    return eq::fail("%s: expected whole repetitions of %lld groups and at least one row and column, but got %lld batches of (%d, %d)",
+                    who, (long long)groups, (long long)batches, rows, columns);
+  if (!points.scale || (points.table && points.table_size < 1) || (!points.lowers != !points.uppers))
+    return eq::fail("%s: expected scales, and a table with points or both bounds", who);
+  return 0;
+}
+
+}  // namespace
+
+extern "C" {
+
+int eq_round_compensated(float* weight, int64_t batches, int rows, int columns, const float* factors,
+                         const eq_rounding_points* points, int64_t groups) {
+  if (check(*points, batches, groups, rows, columns, "round_compensated") != 0) return -1;
+  Grid grid(*points);
+  std::vector<float> left;
+  for (int64_t b = 0; b < batches; ++b)
+    for (int first = 0; first < rows; first += kLanes) {
+      const int count = std::min(kLanes, rows - first);
+      float* block = weight + (b * rows + first) * columns;
+      load(block, count, columns, 0.0f, left);
+      grid.at((size_t)((b % groups) * rows + first) * columns, count, columns);
+      for (int c = 0; c < columns; ++c) {
+        const float* factor = factors + (b * columns + c) * columns;
+        Lanes value, rounded, change;
+        std::copy_n(left.data() + (size_t)c * kLanes, kLanes, value);
+        grid.nearest(value, c, rounded);
+        for (int l = 0; l < kLanes; ++l) change[l] = (rounded[l] - value[l]) / factor[c];
+        std::copy_n(rounded, kLanes, left.data() + (size_t)c * kLanes);
+        add_outer(change, factor + c + 1, columns - c - 1, left.data() + (size_t)(c + 1) * kLanes);
+      }
+      store(left, count, columns, block);
+    }
+  return 0;
+}
+
+int eq_revise_rounding(float* weight, const float* gradient, int64_t groups, int rows, int columns,
+                       const float* hessian, const eq_rounding_points* points, int sweeps) {
+  if (check(*points, groups, groups, rows, columns, "revise_rounding") != 0) return -1;
+  Grid grid(*points);
+  std::vector<float> values, slope;
+  for (int64_t g = 0; g < groups; ++g)
+    for (int first = 0; first < rows; first += kLanes) {
+      const int count = std::min(kLanes, rows - first);
+      const size_t offset = (size_t)(g * rows + first) * columns;
+      load(weight + offset, count, columns, 0.0f, values);
+      load(gradient + offset, count, columns, 0.0f, slope);
+      grid.at(offset, count, columns);
+      for (int sweep = 0; sweep < sweeps; ++sweep)
+        for (int c = 0; c < columns; ++c) {
+          const float* row = hessian + (g * columns + c) * columns;
+          const float per_step = row[c] > 0.0f ? 1.0f / std::max(row[c], 1.17549435e-38f) : 0.0f;
+          float* old = values.data() + (size_t)c * kLanes;
+          Lanes wanted, found, change;
+          for (int l = 0; l < kLanes; ++l) wanted[l] = old[l] - slope[(size_t)c * kLanes + l] * per_step;
+          grid.nearest(wanted, c, found);
+          bool is_changed = false;
+          for (int l = 0; l < kLanes; ++l) {
+            change[l] = found[l] - old[l];
+            is_changed |= change[l] != 0.0f;
+          }
+          if (!is_changed) continue;
+          std::copy_n(found, kLanes, old);
+          add_outer(change, row, columns, slope.data());
+        }
+      store(values, count, columns, weight + offset);
+    }
+  return 0;
+}
+
+}  // extern "C"
