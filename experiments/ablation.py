@@ -36,11 +36,11 @@ def steps() -> list[Method]:
     """The steps, each with all that come before it."""
     full = METHODS["full"]
     found = [replace(METHODS["minmax"], name="plain min-max")]
-    twin = replace(full, name="+ twin codes", rescaling=(), compensation=NEAREST)
-    found.append(replace(twin, name="+ ranges by Fisher cost", make_plan=in_equal_steps(full.plan)))
-    found.append(twin)
+    uneven = replace(full, name="+ uneven levels", rescaling=(), compensation=NEAREST)
+    found.append(replace(uneven, name="+ ranges by Fisher cost", make_plan=in_equal_steps(full.plan)))
+    found.append(uneven)
     for count, step in enumerate(RESCALING, 1):
-        found.append(replace(twin, name=f"+ rescaling: {step}", rescaling=RESCALING[:count]))
+        found.append(replace(uneven, name=f"+ rescaling: {step}", rescaling=RESCALING[:count]))
     rescaled = found[-1]
     bias = NEAREST.model_copy(update={"bias_correction": True})
     compensated = bias.model_copy(update={"weight_compensation": "gptq"})

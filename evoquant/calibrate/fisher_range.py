@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from evoquant.calibrate.fisher import OperandSample
+from evoquant.calibrate.lloyd import WeightedValues, lloyd_params
 from evoquant.calibrate.range_search import Criterion, search_range
-from evoquant.calibrate.ranges import EXPONENT_OFFSETS, activation_params, operand_params, twin_candidates
+from evoquant.calibrate.ranges import EXPONENT_OFFSETS, activation_params, operand_params
 from evoquant.calibrate.statistics import TensorStatistics
 from evoquant.quant import SMALLEST_SCALE, QuantParams, step_scale
 from evoquant.quant.lattice import Lattice, OctaveLattice, StepLattice
-from evoquant.quant.params import lattice_of
 from evoquant.types import CalibrationMethod, LayerQuantConfig, QuantizationScheme
 
 STEPS = 24
@@ -77,9 +77,8 @@ def fisher_activation_params(
     """
     lowest = min(statistics.minimum if lower_bound is None else lower_bound, 0.0)
     highest, sample = max(statistics.maximum, 0.0), sample.pooled
-    if config.activation_scheme is QuantizationScheme.TWIN:
-        candidates = list(twin_candidates(config.activation_bits, lowest, highest, steps=STEPS))
-        return candidates[_cheapest(((lattice_of(params), float(params.scale)) for params in candidates), sample)]
+    if config.activation_scheme is QuantizationScheme.LLOYD:
+        return lloyd_params(_weighted(sample, lowest, highest), config.activation_bits)
     base = activation_params(statistics, _by_square_error(config), lower_bound=lower_bound)
     if base.scheme is QuantizationScheme.LOG2:
         return _log2(base, statistics.maximum, sample, octave_levels)
@@ -156,3 +155,9 @@ def _log2(base: QuantParams, maximum: float, sample: OperandSample, octave_level
 def _cheapest(candidates: Iterable[tuple[Lattice, float]], sample: OperandSample) -> int:
     costs = fisher_costs(sample, candidates)
     return costs.index(min(costs))
+
+
+def _weighted(sample: OperandSample, lowest: float, highest: float) -> WeightedValues:
+    """The values of a sample, each with what an error of it costs: the square of its gradient, smoothed."""
+    power = sample.gradients.square()
+    return WeightedValues.of(sample.values, power + power.mean(), lowest, highest)

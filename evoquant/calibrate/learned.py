@@ -20,7 +20,7 @@ from evoquant.types import QuantizationScheme
 STEPS_FROM_ROUNDING = 0.4
 """Latent codes start at the float weight, but no farther from their code than this, so no code changes at first."""
 
-LEARNED_SCALES = (QuantizationScheme.UNIFORM, QuantizationScheme.TWIN, QuantizationScheme.NORMAL)
+LEARNED_SCALES = (QuantizationScheme.UNIFORM, QuantizationScheme.LLOYD, QuantizationScheme.NORMAL)
 """Schemes whose scales may be any number."""
 
 NORMS = frozenset({aten.layer_norm.default, aten.group_norm.default})

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from evoquant.calibrate.lloyd import WeightedValues, lloyd_params
 from evoquant.calibrate.range_search import KL_STEPS, MSE_STEPS, kl_criterion, mse_criterion, search_range
 from evoquant.calibrate.statistics import TensorStatistics
 from evoquant.errors import PrecisionError
 from evoquant.quant import SMALLEST_SCALE, QuantParams, code_range, step_scale
 from evoquant.quant.criteria import histogram_mse
 from evoquant.quant.lattice import OctaveLattice, StepLattice
-from evoquant.quant.params import lattice_of
 from evoquant.types import CalibrationMethod, LayerQuantConfig, QuantizationGranularity, QuantizationScheme
-from evoquant.types.precision import FLOAT_BITS, MAX_LOG2_BITS, TWIN_BITS
+from evoquant.types.precision import FLOAT_BITS, MAX_LOG2_BITS
 
 SILU_MINIMUM = -0.27846455
 """Least value of x * sigmoid(x), at x = -1.2785."""
@@ -25,9 +23,6 @@ GELU_MINIMUM = -0.16997121
 
 EXPONENT_OFFSETS = (1, 0, -1, -2)
 _LOG2_STEPS = 100
-_TWIN_STEPS = 50
-_MOST_SHIFT = 3
-"""Coarser steps cost least for some 4-bit operands of DeiT-Tiny, but its output diverges more by 0.045 ± 0.021 nats."""
 
 
 def activation_params(
@@ -46,7 +41,7 @@ def activation_params(
     ranges apart, and the last two keep the extremes.
 
     A power-of-two scale is the exponent with the least square error near the range of the method. A log2 scale, and the
-    two steps of twin codes, are searched by square error, whatever the method.
+    levels of lloyd codes, are searched by square error, whatever the method.
 
     Args:
         statistics: Of the tensor.
@@ -66,8 +61,9 @@ def activation_params(
     if config.activation_scheme is QuantizationScheme.LOG2:
         return _log2_params(statistics, config.activation_bits, levels_per_octave)
     lower = min(statistics.minimum if lower_bound is None else lower_bound, 0.0)
-    if config.activation_scheme is QuantizationScheme.TWIN:
-        return _twin_params(statistics, config.activation_bits, lower)
+    if config.activation_scheme is QuantizationScheme.LLOYD:
+        values = WeightedValues.of_bins(*statistics.occupied_bins(), lower, max(statistics.maximum, 0.0))
+        return lloyd_params(values, config.activation_bits)
     return _step_params(statistics, config, lower, is_symmetric=config.use_symmetric)
 
 
@@ -185,39 +181,3 @@ def _log2_params(statistics: TensorStatistics, bits: int, levels_per_octave: int
     return QuantParams(
         QuantizationScheme.LOG2, bits, best, zero_point, q_min, q_max, levels_per_octave=levels_per_octave
     )
-
-
-def twin_candidates(bits: int, lowest: float, highest: float, *, steps: int) -> Iterator[QuantParams]:
-    """Twin codes that reach down to ``lowest`` and up to shares of ``highest``, equal steps first.
-
-    References:
-        Z. Yuan et al., "PTQ4ViT: Post-Training Quantization for Vision Transformers with Twin Uniform Quantization",
-        ECCV 2022, https://arxiv.org/abs/2111.12293. Here zero lies among the fine codes, the coarse step is at most so
-        large that codes are bytes, and both steps are chosen together.
-
-    Raises:
-        PrecisionError: If twin codes have not so many bits.
-    """
-    if bits not in TWIN_BITS:
-        raise PrecisionError(f"activation_scheme 'twin' has one of {TWIN_BITS} bits, but got {bits}. Use 'uniform'.")
-    half = 2 ** (bits - 1)
-    q_min, q_max = code_range(QuantizationScheme.TWIN, bits, is_symmetric=False, is_signed=False)
-    for shift in range(min(9 - bits, _MOST_SHIFT + 1)):  # with fewer than 9 - bits codes are bytes
-        top = half - 1 + (half << shift)
-        for step in range(steps, steps // 10, -1):
-            upper = highest * step / steps
-            scale = max((upper - lowest) / top, -lowest / (half - 1), SMALLEST_SCALE)
-            zero_point = torch.tensor(min(round(-lowest / scale), half - 1), dtype=torch.int32)
-            yield QuantParams(
-                QuantizationScheme.TWIN, bits, torch.tensor(scale), zero_point, q_min, q_max, coarse_shift=shift
-            )
-
-
-def _twin_params(statistics: TensorStatistics, bits: int, lowest: float) -> QuantParams:
-    candidates = list(twin_candidates(bits, lowest, max(statistics.maximum, 0.0), steps=_TWIN_STEPS))
-    bins = statistics.occupied_bins()
-    errors = [
-        float(histogram_mse(*bins, statistics.bin_width, params.scale.reshape(1, 1), lattice_of(params)))
-        for params in candidates
-    ]
-    return candidates[errors.index(min(errors))]

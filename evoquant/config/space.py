@@ -11,15 +11,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from evoquant.config.choices import CalibrationChoice, GranularityChoice, SchemeBits
 from evoquant.errors import PrecisionError, did_you_mean
 from evoquant.types import CalibrationMethod, OpKind, QuantizationGranularity, QuantizationScheme, Role
-from evoquant.types.precision import ACTIVATION_BITS, MAX_LOG2_BITS, TWIN_BITS, WEIGHT_BITS
+from evoquant.types.precision import ACTIVATION_BITS, LLOYD_BITS, MAX_LOG2_BITS, WEIGHT_BITS
 from evoquant.types.support import FIXED_BITS
 
 
 def _weight(value: object) -> SchemeBits:
     choice = SchemeBits.parse(value)
     _check_bits("weights", choice, WEIGHT_BITS)
-    if choice.scheme is QuantizationScheme.TWIN:
-        raise PrecisionError(f"Weights cannot be {choice}; twin codes are for activations.")
+    if choice.scheme is QuantizationScheme.LLOYD:
+        raise PrecisionError(f"Weights cannot be {choice}; lloyd levels are for activations.")
     if choice.bits == 1 and choice.scheme is not QuantizationScheme.BINARY:
         raise PrecisionError(f"Weights of one bit are 'binary', but got '{choice}'.")
     return choice
@@ -28,7 +28,7 @@ def _weight(value: object) -> SchemeBits:
 def _activation(value: object) -> SchemeBits:
     choice = SchemeBits.parse(value)
     if choice.scheme in FIXED_BITS:
-        raise PrecisionError(f"Activations cannot be {choice}; use uniform, power_of_two, log2, twin or float.")
+        raise PrecisionError(f"Activations cannot be {choice}; use uniform, power_of_two, log2, lloyd or float.")
     _check_bits("activations", choice, ACTIVATION_BITS)
     return choice
 
@@ -38,8 +38,8 @@ def _check_bits(side: str, choice: SchemeBits, supported: Sequence[int]) -> None
         raise PrecisionError(f"Bits of {side} must be one of {', '.join(map(str, supported))}, but got '{choice}'.")
     if choice.scheme is QuantizationScheme.LOG2 and choice.bits > MAX_LOG2_BITS:
         raise PrecisionError(f"log2 has at most {MAX_LOG2_BITS} bits, but got '{choice}'.")
-    if choice.scheme is QuantizationScheme.TWIN and choice.bits not in TWIN_BITS:
-        raise PrecisionError(f"twin has {TWIN_BITS[0]} to {TWIN_BITS[-1]} bits, but got '{choice}'.")
+    if choice.scheme is QuantizationScheme.LLOYD and choice.bits not in LLOYD_BITS:
+        raise PrecisionError(f"lloyd has {LLOYD_BITS[0]} to {LLOYD_BITS[-1]} bits, but got '{choice}'.")
 
 
 def _as_tuple(value: object) -> object:

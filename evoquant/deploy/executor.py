@@ -124,7 +124,7 @@ def quant_params(described: dict[str, Any] | None) -> QuantParams | None:
     return QuantParams(
         QuantizationScheme(described["scheme"]), described["bits"], torch.tensor(described["scale"]),
         torch.tensor(described["zero_point"], dtype=torch.int32), described["q_min"], described["q_max"],
-        described["axis"], coarse_shift=described.get("coarse_shift", 0),
+        described["axis"], levels=tuple(described.get("levels", ())),
     )  # fmt: skip
 
 

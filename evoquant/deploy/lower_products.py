@@ -145,7 +145,7 @@ def _described(params: QuantParams | None) -> dict[str, Any] | None:
         "q_min": params.q_min,
         "q_max": params.q_max,
         "axis": params.axis,
-        "coarse_shift": params.coarse_shift,
+        "levels": list(params.levels),
     }
 
 

@@ -171,7 +171,6 @@ def activation_codes(params: QuantParams) -> ActivationCodes:
     scale = float(params.scale)
     if params.scheme is QuantizationScheme.LOG2:
         return ActivationCodes.log2(scale, bits=params.bits)
-    if params.scheme is QuantizationScheme.TWIN:
-        zero_point = int(params.zero_point)
-        return ActivationCodes.twin(scale, zero_point, bits=params.bits, coarse_shift=params.coarse_shift)
+    if params.scheme is QuantizationScheme.LLOYD:
+        return ActivationCodes.uneven(scale, params.levels)
     return ActivationCodes(scale, int(params.zero_point), params.q_min, params.q_max)

@@ -40,7 +40,7 @@ class OperandCache:
         moments: Of the inputs of operations with a weight: those that have them get the weight whose output error is
             least; the others are rounded to the nearest.
         compensation: How that weight is found.
-        samples: Of all operands with gradients, for ranges by ``fisher`` and for log2 and twin codes.
+        samples: Of all operands with gradients, for ranges by ``fisher`` and for log2 and lloyd codes.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class OperandCache:
     def _params(self, op: Op, index: int, config: LayerQuantConfig) -> QuantParams:
         statistics = self.statistics[op.inputs[index]]
         is_fisher = config.calibration_method is CalibrationMethod.FISHER
-        is_uneven = config.activation_scheme in (QuantizationScheme.LOG2, QuantizationScheme.TWIN)
+        is_uneven = config.activation_scheme in (QuantizationScheme.LOG2, QuantizationScheme.LLOYD)
         sample = self._samples[operand_key(op, index)] if self._samples and (is_fisher or is_uneven) else None
         if index == 1:
             return fisher_operand_params(statistics, config, sample) if sample else operand_params(statistics, config)

@@ -157,7 +157,7 @@ def kernel_work(key: Key, device: Device) -> KernelWork | None:
 def _product(op: str, key: Key, device: Device) -> KernelWork | None:
     shape = key.shape
     match = _PRECISION.match(key.precision)
-    bits = (int(match[1]), 8 if "twin" in key.precision else int(match[2])) if match else (32, 32)
+    bits = (int(match[1]), 8 if "lloyd" in key.precision else int(match[2])) if match else (32, 32)
     stored = stored_bytes(bits[0])
     native = _native(bits, device)
     if op == "gemm":

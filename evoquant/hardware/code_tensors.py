@@ -7,7 +7,7 @@ from evoquant.types import LayerQuantConfig, QuantizationGranularity, Quantizati
 from evoquant.types.graph import ModelGraph, Op, OpKind
 
 LARGEST_CODE_BITS = 8
-_BYTE_SCHEMES = (QuantizationScheme.UNIFORM, QuantizationScheme.POWER_OF_TWO, QuantizationScheme.TWIN)
+_BYTE_SCHEMES = (QuantizationScheme.UNIFORM, QuantizationScheme.POWER_OF_TWO, QuantizationScheme.LLOYD)
 
 
 def code_edges(graph: ModelGraph) -> dict[str, Op]:

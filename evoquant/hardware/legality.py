@@ -17,19 +17,19 @@ from evoquant.types.graph import Op, OpKind, Role
 from evoquant.types.precision import (
     FLOAT,
     FLOAT_BITS,
+    LLOYD_BITS,
     MAX_LOG2_BITS,
-    TWIN_BITS,
     LayerQuantConfig,
     QuantizationGranularity,
     QuantizationScheme,
 )
-from evoquant.types.support import FIXED_BITS, TWIN_ROLES
+from evoquant.types.support import FIXED_BITS
 
 Legaliser: TypeAlias = Callable[[Op, LayerQuantConfig], LayerQuantConfig | str]
 """Gives the legal form of a configuration, or the reason why there is none."""
 
 _LEAST_UNIFORM_BITS = 2
-_TWIN_EXECUTED_BITS = 8
+_LLOYD_EXECUTED_BITS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +125,14 @@ def executed_type(config: LayerQuantConfig, rule: Support, device: Device) -> Na
 
     That of the rule if it names one; the device's float type if a side is float; else the fastest type whose widths
     cover the stored ones, of equally fast ones the narrowest. Float types cover every width. Weights with a zero point
-    are multiplied with one bit more than they are stored, twin activations with 8.
+    are multiplied with one bit more than they are stored, lloyd activations with 8.
     """
     if FLOAT_BITS in (config.weight_bits, config.activation_bits):
         return device.types[device.float_type]
     if rule.executes is not None:
         return device.types[rule.executes]
-    is_twin = config.activation_scheme is QuantizationScheme.TWIN
-    activation_bits = _TWIN_EXECUTED_BITS if is_twin else config.activation_bits
+    is_lloyd = config.activation_scheme is QuantizationScheme.LLOYD
+    activation_bits = _LLOYD_EXECUTED_BITS if is_lloyd else config.activation_bits
     wanted = Precision(config.weight_bits + (not config.weight_symmetric), activation_bits)
     return next(native for native in device.types.values() if Precision(*native[1:3]).covers(wanted))
 
@@ -184,7 +184,7 @@ def _keeps_activation_scheme(op: Op, config: LayerQuantConfig, rule: Support, ac
     scheme = config.activation_scheme
     if scheme is QuantizationScheme.LOG2 and (op.role is not Role.ATTENTION_AV or activation_bits > MAX_LOG2_BITS):
         return False
-    if scheme is QuantizationScheme.TWIN and (op.role not in TWIN_ROLES or activation_bits not in TWIN_BITS):
+    if scheme is QuantizationScheme.LLOYD and activation_bits not in LLOYD_BITS:
         return False
     return scheme in rule.activation_schemes or scheme is QuantizationScheme.UNIFORM
 

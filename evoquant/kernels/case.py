@@ -75,7 +75,8 @@ class KernelCase:
         op: The kernel; a value of ``KernelOp``.
         shape: Its geometry in the order that ``KernelOp`` states; images have batch size 1.
         precision: ``fp32``; ``w{bits}a{bits}`` with the suffix ``-normal``, ``-log2``, ``-ternary`` or ``-binary`` of
-            a weight codebook, ``-loga`` for log2 activations, ``-twin`` for twin ones, ``-g{size}`` for a scale per
+            a weight codebook, ``-loga`` for log2 activations, ``-lloyd`` for those with
+            uneven levels, ``-g{size}`` for a scale per
             group; ``w16a16`` for codes beyond 8 bits, which are multiplied in floating point; then ``-u8in`` where the
             input comes as codes of 8 bits, and ``-u8out`` where the result goes as such.
     """
@@ -182,7 +183,7 @@ def conversion_case(elements: int, *, to_codes: bool) -> KernelCase:
     return KernelCase(KernelOp.DEQUANTIZE, (elements,), "u8-f32")
 
 
-_ACTIVATION_SUFFIXES = {QuantizationScheme.LOG2: "-loga", QuantizationScheme.TWIN: "-twin"}
+_ACTIVATION_SUFFIXES = {QuantizationScheme.LOG2: "-loga", QuantizationScheme.LLOYD: "-lloyd"}
 
 
 def _is_float(config: LayerQuantConfig) -> bool:

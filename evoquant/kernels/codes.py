@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Self
@@ -56,8 +57,7 @@ class ActivationCodes:
     Uniform: ``code = clamp(round(x * (1 / scale)) + zero_point, q_min, q_max)``, ties to even. Kernels work on codes
     that start at zero, so a signed range is moved; results do not change. With ``log2_levels`` the values are
     ``scale * 2**-i`` for i in [0, log2_levels) and zero, to the nearest, and the other fields are ignored. With
-    ``coarse_shift`` a code beyond ``coarse_from`` goes on to the nearest of that plus multiples of ``2**coarse_shift``,
-    ties upwards.
+    ``levels`` a code goes on to the nearest of them, half way to the lower one.
 
     Attributes:
         scale: Real value of one step, positive.
@@ -65,8 +65,7 @@ class ActivationCodes:
         q_min: Smallest code.
         q_max: Greatest code.
         log2_levels: Number of powers of two, at most 15; 0 for uniform codes.
-        coarse_from: The last of the codes that are one step apart, if others are further.
-        coarse_shift: Logarithm of the distance of those beyond; 0 for uniform codes.
+        levels: The codes that there are, ascending from 0, the zero point among them; empty: all.
     """
 
     scale: float
@@ -74,8 +73,7 @@ class ActivationCodes:
     q_min: int = 0
     q_max: int = LARGEST_U8
     log2_levels: int = 0
-    coarse_from: int = 0
-    coarse_shift: int = 0
+    levels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale > 0):
@@ -86,10 +84,11 @@ class ActivationCodes:
             )
         if not 0 <= self.log2_levels <= 15:
             raise KernelError(f"log2_levels must lie in [0, 15], but got {self.log2_levels}.")
-        if self.coarse_shift and (self.q_max - self.coarse_from) % (1 << self.coarse_shift):
+        ends = (self.q_min, self.q_max)
+        if self.levels and (self.zero_point not in self.levels or ends != (0, self.levels[-1]) or self.q_max > LARGEST_U8):
             raise KernelError(
-                f"q_max must be coarse_from plus a multiple of 2^{self.coarse_shift}, but got {self.q_max} and "
-                f"{self.coarse_from}."
+                f"Levels must lie in [0, {LARGEST_U8}] and have the zero point {self.zero_point} among them, but got "
+                f"{self.levels} with codes from {self.q_min} to {self.q_max}."
             )
 
     @classmethod
@@ -105,11 +104,9 @@ class ActivationCodes:
         return cls(scale, log2_levels=2**bits - 1)
 
     @classmethod
-    def twin(cls, scale: float, zero_point: int, *, bits: int, coarse_shift: int) -> Self:
-        """Half of the codes of this width one step apart, the others ``2**coarse_shift`` steps."""
-        half = 2 ** (bits - 1)
-        top = half - 1 + (half << coarse_shift)
-        return cls(scale, zero_point, 0, top, coarse_from=half - 1, coarse_shift=coarse_shift)
+    def uneven(cls, scale: float, levels: Sequence[int]) -> Self:
+        """These multiples of the scale, ascending; zero is one of them."""
+        return cls(scale, -levels[0], 0, levels[-1] - levels[0], levels=tuple(level - levels[0] for level in levels))
 
     @property
     def operand_max(self) -> int:
@@ -132,6 +129,5 @@ class ActivationCodes:
             self.q_min - offset,
             self.q_max - offset,
             self.log2_levels,
-            self.coarse_from,
-            self.coarse_shift,
+            list(self.levels),
         )

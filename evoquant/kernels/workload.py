@@ -13,7 +13,7 @@ from evoquant.errors import KernelError
 from evoquant.kernels.arrays import FloatArray, Values, aligned, aligned_codes, aligned_copy
 from evoquant.kernels.attention import Attention, Part
 from evoquant.kernels.case import CODES_IN_FLOAT, FP32, KernelCase, KernelOp
-from evoquant.kernels.codes import ActivationCodes, activation_number
+from evoquant.kernels.codes import LARGEST_U8, ActivationCodes, activation_number
 from evoquant.kernels.matmul import Matmul
 from evoquant.kernels.native import isa_number, native
 from evoquant.kernels.packed import (
@@ -37,7 +37,7 @@ TYPICAL_SIGMAS = 3.5
 LOG2_SIGMA = 0.1
 """Standard deviation of log2 weights in greatest levels: scales leave one or two of these without weights."""
 
-_PRECISION = re.compile(r"w(\d+)a(\d+)(?:-(normal|log2|ternary|binary))?(?:-(loga|twin))?(?:-g(\d+))?")
+_PRECISION = re.compile(r"w(\d+)a(\d+)(?:-(normal|log2|ternary|binary))?(?:-(loga|lloyd))?(?:-g(\d+))?")
 _ENDS = re.compile(r"(?P<rest>.*?)(?P<reads>-u8in)?(?P<writes>-u8out)?")
 
 
@@ -78,10 +78,11 @@ class Precision:
         """A quantizer for values of a normal distribution, or of a softmax with log2 codes."""
         if self.activation_scheme == "loga":
             return ActivationCodes.log2(1.0, bits=self.activation_bits)
-        if self.activation_scheme == "twin":
-            bits, half = self.activation_bits, 2 ** (self.activation_bits - 1)
-            shift = 8 - bits  # the greatest codes that are bytes: these bound the 16-bit sums
-            return ActivationCodes.twin(4.0 / half, half // 2, bits=bits, coarse_shift=shift)
+        if self.activation_scheme == "lloyd":
+            share = np.linspace(-1.0, 1.0, 2**self.activation_bits)
+            levels = np.rint(LARGEST_U8 / 2 * share * (0.5 + 0.5 * np.abs(share))).astype(int)  # denser in the middle
+            levels -= levels[len(levels) // 2]
+            return ActivationCodes.uneven(8.0 / LARGEST_U8, levels.tolist())
         levels = 2**self.activation_bits
         return ActivationCodes.uniform(8.0 / levels, levels // 2, bits=self.activation_bits)
 

@@ -12,6 +12,8 @@ from evoquant.quant.lattice import Lattice
 from evoquant.quant.params import QuantParams, lattice_of
 from evoquant.types import QuantizationScheme
 
+_TABLES = (QuantizationScheme.NORMAL, QuantizationScheme.LLOYD)
+
 CACHE_BLOCK = 131_072
 """Values that a pass handles at a time and per thread: 512 KiB, which stay in the second-level cache."""
 
@@ -36,14 +38,10 @@ def quantize(x: Tensor, params: QuantParams) -> Tensor:
     if params.scheme is QuantizationScheme.LOG2:
         octaves = points.abs().log2_().mul_(params.levels_per_octave).round_().add_(params.q_max)
         codes = torch.where(points == 0, 0, octaves).mul_(points.sign())
-    elif params.scheme is QuantizationScheme.NORMAL and (levels := params.codebook) is not None:
+    elif params.scheme in _TABLES and (levels := params.codebook) is not None:
         codes = torch.bucketize(points, levels) + params.q_min
     elif params.scheme is QuantizationScheme.BINARY:
         codes = points.clamp_(min=0.0)
-    elif params.scheme is QuantizationScheme.TWIN:
-        steps = points.add_(view.zero_point)
-        beyond = (steps - (2.0 ** (params.bits - 1) - 1.0)).clamp_(min=0.0)
-        codes = steps.sub_(beyond).add_(beyond / 2.0**params.coarse_shift)
     else:
         codes = points.add_(view.zero_point)
     return codes.to(torch.int32).reshape(x.shape)
@@ -71,7 +69,7 @@ def dequantize(codes: Tensor, params: QuantParams) -> Tensor:
     if codebook is None:
         points = (view.values - view.zero_point).float()
     else:
-        points = codebook[(view.values - params.q_min).long()] - view.zero_point
+        points = codebook[(view.values - params.q_min).long()]
     return points.mul_(view.scale).reshape(codes.shape)
 
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from evoquant.errors import PrecisionError
 from evoquant.quant.lattice import (
+    LevelLattice,
     Lattice,
     OctaveLattice,
     SignLattice,
     StepLattice,
     TableLattice,
-    TwinLattice,
     octave_levels,
 )
 from evoquant.types import QuantizationScheme
 from evoquant.types.precision import MAX_LOG2_BITS, NORMAL_LEVELS
+
+MOST_STEPS = 255
+"""Between the least and the greatest level of ``LLOYD``: kernels multiply bytes."""
 
 SMALLEST_SCALE = 2.0**-100
 """Scales are never smaller, so that their inverse is finite; a tensor of zeros gets this one."""
@@ -30,11 +34,10 @@ class QuantParams:
     """How real values map to integer codes and back.
 
     Step schemes (uniform, power-of-two scale, ternary): ``x ~ scale * (code - zero_point)``. The others read a
-    codebook: ``x ~ scale * codebook[code - q_min]``; twin codes do, and have a zero point:
-    ``x ~ scale * (codebook[code] - zero_point)``. Codes grow with the value in each scheme.
+    codebook: ``x ~ scale * codebook[code - q_min]``. Codes grow with the value in each scheme.
 
     Attributes:
-        scheme: ``UNIFORM``, ``POWER_OF_TWO``, ``LOG2``, ``TERNARY``, ``BINARY``, ``TWIN`` or ``NORMAL``.
+        scheme: ``UNIFORM``, ``POWER_OF_TWO``, ``LOG2``, ``TERNARY``, ``BINARY``, ``LLOYD`` or ``NORMAL``.
         bits: Bits of a code, sign and zero included.
         scale: Float32, positive: shape () for one scale, (channels,) with ``axis``, (rows, groups) with ``group_size``.
         zero_point: Int32 of the same shape, inside [q_min, q_max]; zeros where the scheme has none.
@@ -43,7 +46,8 @@ class QuantParams:
         axis: The axis that has one scale per channel; None for one scale, or for groups.
         group_size: Number of consecutive values of a flattened row (axis 0 is the row) that share a scale.
         levels_per_octave: For ``LOG2``: 1 for powers of two, 2 for powers of the root of two.
-        coarse_shift: For ``TWIN``: the upper half of the codes lie ``2**coarse_shift`` steps apart.
+        levels: For ``LLOYD``: the values of the codes in units of the scale, ascending, zero among them, all within
+            255 steps.
     """
 
     scheme: QuantizationScheme
@@ -55,7 +59,7 @@ class QuantParams:
     axis: int | None = None
     group_size: int | None = None
     levels_per_octave: int = 1
-    coarse_shift: int = 0
+    levels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         shapes = (tuple(self.scale.shape), tuple(self.zero_point.shape))
@@ -81,17 +85,25 @@ class QuantParams:
                 f"log2 codes have at most {MAX_LOG2_BITS} bits and 1 or 2 levels per octave, but got {self.bits} bits "
                 f"and {self.levels_per_octave} levels."
             )
-        if self.scheme is QuantizationScheme.TWIN and (dimensions or int(self.zero_point) > self.q_max // 2):
+        if self.scheme is QuantizationScheme.LLOYD:
+            self._check_levels(dimensions)
+
+    def _check_levels(self, dimensions: int) -> None:
+        levels = self.levels
+        is_ascending = all(low < high for low, high in pairwise(levels))
+        if dimensions or len(levels) != self.code_count or 0 not in levels or not is_ascending:
             raise PrecisionError(
-                f"twin codes have one scale and a zero point among the fine ones, but got {dimensions} dimensions and "
-                f"the zero points {self.zero_point.tolist()}."
+                f"lloyd codes have one scale and {self.code_count} ascending levels with zero, but got {dimensions} "
+                f"dimensions and {levels}."
             )
+        if levels[-1] - levels[0] > MOST_STEPS:
+            raise PrecisionError(f"lloyd levels lie within {MOST_STEPS} steps, but got {levels[0]} to {levels[-1]}.")
 
     @property
     def codebook(self) -> Tensor | None:
         """Value of each code from q_min to q_max in units of the scale; None for uniform codes. Not to be modified."""
-        if self.scheme is QuantizationScheme.TWIN:
-            return _twin_codebook(self.bits, self.coarse_shift)
+        if self.scheme is QuantizationScheme.LLOYD:
+            return torch.tensor(self.levels, dtype=torch.float32)
         return _codebook(self.scheme, self.q_min, self.q_max, self.levels_per_octave)
 
     @property
@@ -124,12 +136,6 @@ def _codebook(scheme: QuantizationScheme, q_min: int, q_max: int, levels_per_oct
     return None
 
 
-@lru_cache(maxsize=32)
-def _twin_codebook(bits: int, coarse_shift: int) -> Tensor:
-    codes, half = torch.arange(2.0**bits), 2.0 ** (bits - 1)
-    return codes + (codes - (half - 1.0)).clamp_(min=0.0) * (2.0**coarse_shift - 1.0)
-
-
 def code_range(scheme: QuantizationScheme, bits: int, *, is_symmetric: bool, is_signed: bool) -> tuple[int, int]:
     """The smallest and the greatest code.
 
@@ -144,7 +150,7 @@ def code_range(scheme: QuantizationScheme, bits: int, *, is_symmetric: bool, is_
     half = 2 ** (bits - 1)
     if scheme is QuantizationScheme.NORMAL:
         return -half, half - 1
-    if scheme is QuantizationScheme.TWIN or (scheme is QuantizationScheme.LOG2 and not is_signed):
+    if scheme is QuantizationScheme.LLOYD or (scheme is QuantizationScheme.LOG2 and not is_signed):
         return 0, 2**bits - 1
     if is_symmetric or scheme in (QuantizationScheme.LOG2, QuantizationScheme.TERNARY):
         return 1 - half, half - 1
@@ -164,8 +170,8 @@ def lattice_of(params: QuantParams, *, zero_point: Tensor | None = None) -> Latt
         return SignLattice()
     if params.scheme is QuantizationScheme.NORMAL:
         return TableLattice(NORMAL_LEVELS)
-    if params.scheme is QuantizationScheme.TWIN:
-        return TwinLattice(2 ** (params.bits - 1), params.coarse_shift, int(params.zero_point))
+    if params.scheme is QuantizationScheme.LLOYD:
+        return LevelLattice(params.levels)
     if params.is_symmetric:
         return StepLattice(float(params.q_min), float(params.q_max))
     if zero_point is None:

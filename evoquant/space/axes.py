@@ -40,7 +40,7 @@ _SCHEMES = (
     QuantizationScheme.POWER_OF_TWO,
     QuantizationScheme.UNIFORM,
     QuantizationScheme.NORMAL,
-    QuantizationScheme.TWIN,
+    QuantizationScheme.LLOYD,
 )
 _METHODS = tuple(CalibrationMethod)
 _GRANULARITIES = (

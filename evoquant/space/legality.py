@@ -72,7 +72,7 @@ def canonical(op: Op, config: LayerQuantConfig) -> LayerQuantConfig:
         config = replace(config, activation_scheme=_DEFAULT.activation_scheme, use_symmetric=_DEFAULT.use_symmetric)
         if config.weight_scheme in _CODEBOOKS:
             config = replace(config, calibration_method=_DEFAULT.calibration_method)
-    if config.activation_scheme in (QuantizationScheme.LOG2, QuantizationScheme.TWIN):
+    if config.activation_scheme in (QuantizationScheme.LOG2, QuantizationScheme.LLOYD):
         config = replace(config, use_symmetric=_DEFAULT.use_symmetric)
     if config.calibration_method is not CalibrationMethod.PERCENTILE:
         config = replace(config, percentile=_DEFAULT.percentile)

@@ -18,8 +18,8 @@ from evoquant.types import (
     QuantizationScheme,
     Role,
 )
-from evoquant.types.precision import TWIN_BITS
-from evoquant.types.support import FIXED_BITS, TWIN_ROLES
+from evoquant.types.precision import LLOYD_BITS
+from evoquant.types.support import FIXED_BITS
 
 EDGE_ROLES = (Role.STEM, Role.HEAD)
 
@@ -40,8 +40,7 @@ def uniform_plan(
 ) -> dict[str, LayerQuantConfig]:
     """The same uniform precision for all operations, weights per channel, ranges by their effect on the output.
 
-    Below 8 bits the output of a softmax and the input of the last layer of an MLP have twin codes: most of their values
-    would be less than half a uniform step.
+    Activations below 8 bits have the levels that cost least for their values.
 
     Args:
         graph: The model.
@@ -60,8 +59,8 @@ def _uniform(op: Op, weight_bits: int, activation_bits: int, edge_bits: int) -> 
         granularity=_granularity(op),
         calibration_method=CalibrationMethod.FISHER,
     )
-    if op.role in TWIN_ROLES and config.activation_bits in TWIN_BITS:
-        config = replace(config, activation_scheme=QuantizationScheme.TWIN)
+    if config.activation_bits in LLOYD_BITS:
+        config = replace(config, activation_scheme=QuantizationScheme.LLOYD)
     return canonical(op, config)
 
 

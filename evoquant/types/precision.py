@@ -14,7 +14,7 @@ FLOAT_BITS = 32
 WEIGHT_BITS = (1, 2, 3, 4, 5, 6, 7, 8, 16, FLOAT_BITS)
 ACTIVATION_BITS = (4, 5, 6, 7, 8, 16, FLOAT_BITS)
 MAX_LOG2_BITS = 4
-TWIN_BITS = (4, 5, 6, 7)
+LLOYD_BITS = (4, 5, 6, 7)
 NORMAL_LEVELS = (-20, -15, -12, -10, -8, -6, -4, -2, 0, 2, 4, 6, 9, 12, 15, 20)
 """Levels of the scheme ``NORMAL``: small integers, so that kernels add many products in 16 bits.
 
@@ -28,8 +28,8 @@ class QuantizationScheme(StrEnum):
 
     ``NORMAL`` is for weights of 4 bits: 16 levels that lie as bell-shaped values do, dense near zero.
 
-    ``TWIN`` is for activations with a long tail: half of the codes have a fine step around zero, the others a step that
-    is a power of two times as large, so kernels multiply them as bytes.
+    ``LLOYD`` is for activations: levels that cost least for the values that a tensor has (Lloyd-Max), each of them one
+    of 256 equal steps, so kernels round to bytes, look the level up and multiply bytes.
 
     ``SYMMETRIC`` and ``ASYMMETRIC`` are the two uniform schemes by their older names: a ``LayerQuantConfig`` accepts
     them and stores ``UNIFORM`` with the symmetry beside it.
@@ -41,7 +41,7 @@ class QuantizationScheme(StrEnum):
     LOG2 = "log2"
     TERNARY = "ternary"
     BINARY = "binary"
-    TWIN = "twin"
+    LLOYD = "lloyd"
     SYMMETRIC = "symmetric"
     ASYMMETRIC = "asymmetric"
 
@@ -79,8 +79,7 @@ class LayerQuantConfig:
         weight_bits: Bits of a stored weight, sign and zero included; 32 leaves weights in floating point.
         activation_bits: Bits of an input activation; 32 leaves inputs in floating point.
         weight_scheme: Scheme of the weights. ``NORMAL`` has 4 bits, ``TERNARY`` 2, ``BINARY`` 1.
-        activation_scheme: Scheme of the input; ``LOG2`` only for the output of a softmax, ``TWIN`` for that and for the
-            input of the last layer of an MLP.
+        activation_scheme: Scheme of the input; ``LOG2`` only for the output of a softmax, ``LLOYD`` has 4 to 7 bits.
         granularity: Sharing of weight scales; input activations have one scale per tensor.
         use_symmetric: Whether input activations have no zero point.
         weight_symmetric: Whether weights have no zero point.

@@ -8,8 +8,8 @@ from evoquant.errors import PrecisionError
 from evoquant.types.graph import OpKind, Role
 from evoquant.types.precision import (
     FLOAT_BITS,
+    LLOYD_BITS,
     MAX_LOG2_BITS,
-    TWIN_BITS,
     LayerQuantConfig,
     QuantizationGranularity,
     QuantizationScheme,
@@ -21,8 +21,6 @@ LOG2_SATURATION = (
     "any width, less than 4 uniform bits give. Use 'uniform'"
 )
 UNSIGNED_ONLY_ROLE = Role.ATTENTION_AV
-TWIN_ROLES = (Role.ATTENTION_AV, Role.MLP_OUT)
-"""They read a softmax, or the activation function of an MLP: most values near zero, few far away."""
 _STEP_SCHEMES = (QuantizationScheme.UNIFORM, QuantizationScheme.POWER_OF_TWO)
 FIXED_BITS = {QuantizationScheme.NORMAL: 4, QuantizationScheme.TERNARY: 2, QuantizationScheme.BINARY: 1}
 
@@ -63,8 +61,8 @@ def _weight_problem(config: LayerQuantConfig) -> str | None:
         if bits == FLOAT_BITS and scheme is not QuantizationScheme.UNIFORM:
             return _float_problem("weight", scheme)
         return None
-    if scheme is QuantizationScheme.TWIN:
-        return "weight_scheme 'twin' exists for activations only. Use 'uniform'."
+    if scheme is QuantizationScheme.LLOYD:
+        return "weight_scheme 'lloyd' exists for activations only. Use 'uniform'."
     if bits == FLOAT_BITS:
         return _float_problem("weight", scheme)
     if not config.weight_symmetric:
@@ -122,8 +120,8 @@ def _activation_problem(config: LayerQuantConfig, role: Role) -> str | None:
         return _float_problem("activation", scheme)
     if scheme is QuantizationScheme.POWER_OF_TWO:
         return None
-    if scheme is QuantizationScheme.TWIN:
-        return _twin_problem(config, role)
+    if scheme is QuantizationScheme.LLOYD:
+        return _lloyd_problem(config)
     if scheme is not QuantizationScheme.LOG2:
         return f"activation_scheme '{scheme.value}' exists for weights only. Use 'uniform'."
     if role is not UNSIGNED_ONLY_ROLE:
@@ -136,18 +134,12 @@ def _activation_problem(config: LayerQuantConfig, role: Role) -> str | None:
     return None
 
 
-def _twin_problem(config: LayerQuantConfig, role: Role) -> str | None:
-    if role not in TWIN_ROLES:
-        named = " and ".join(f"'{member.value}'" for member in TWIN_ROLES)
+def _lloyd_problem(config: LayerQuantConfig) -> str | None:
+    if config.activation_bits not in LLOYD_BITS:
         return (
-            f"activation_scheme 'twin' is for roles {named}, whose inputs have a long tail, but the role is "
-            f"'{role.value}'. Use 'uniform'."
-        )
-    if config.activation_bits not in TWIN_BITS:
-        return (
-            f"activation_scheme 'twin' has {TWIN_BITS[0]} to {TWIN_BITS[-1]} bits, but got {config.activation_bits}. "
+            f"activation_scheme 'lloyd' has {LLOYD_BITS[0]} to {LLOYD_BITS[-1]} bits, but got {config.activation_bits}. "
             "Use 'uniform'."
         )
     if config.use_symmetric:
-        return "activation_scheme 'twin' has a zero point, but use_symmetric is true. Set it to false."
+        return "activation_scheme 'lloyd' has a zero point, but use_symmetric is true. Set it to false."
     return None

@@ -48,6 +48,12 @@ inline void translate256(const int8_t* codebook, int8_t* codes) {
   }
 }
 
+#define EQ_OWN_LOOKUP
+inline vi vlookup(vi code, const uint8_t* table) {
+  const __m256i found = _mm256_i32gather_epi32((const int*)table, (__m256i)code, 1);
+  return (vi)_mm256_and_si256(found, _mm256_set1_epi32(0xff));
+}
+
 #define EQ_OWN_QUANTIZE_U8
 #include "vector.inl"
 

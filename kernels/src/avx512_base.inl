@@ -39,6 +39,12 @@ inline void translate256(const int8_t* codebook, int8_t* codes) {
     _mm512_storeu_si512(codes + i, _mm512_shuffle_epi8(table, _mm512_loadu_si512(codes + i)));
 }
 
+#define EQ_OWN_LOOKUP
+inline vi vlookup(vi code, const uint8_t* table) {
+  const __m512i found = _mm512_i32gather_epi32((__m512i)code, table, 1);
+  return (vi)_mm512_and_si512(found, _mm512_set1_epi32(0xff));
+}
+
 #define EQ_OWN_QUANTIZE_U8
 #include "vector.inl"
 

@@ -7,6 +7,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <chrono>
 #include <ctime>
 #include <functional>
@@ -330,9 +331,16 @@ void bind_machine(nb::module_& m) {
 
 void bind_handles(nb::module_& m) {
   nb::class_<eq_quantizer>(m, "Quantizer")
-      .def("__init__", [](eq_quantizer* q, float scale, int zero_point, int q_min, int q_max, int log2_levels, int coarse_from,
-                          int coarse_shift) {
-        new (q) eq_quantizer{scale, zero_point, q_min, q_max, log2_levels, coarse_from, coarse_shift};
+      .def("__init__", [](eq_quantizer* q, float scale, int zero_point, int q_min, int q_max, int log2_levels,
+                          const std::vector<int>& levels) {
+        new (q) eq_quantizer{scale, zero_point, q_min, q_max, log2_levels, (int32_t)levels.size(), {}};
+        if (levels.empty()) return;
+        require(std::is_sorted(levels.begin(), levels.end()) && levels.front() >= 0 && levels.back() <= 255, "levels must ascend within [0, 255]");
+        size_t at = 0;  // half way to the lower level
+        for (int code = 0; code < 256; ++code) {
+          while (at + 1 < levels.size() && 2 * code > levels[at] + levels[at + 1]) ++at;
+          q->nearest[code] = (uint8_t)levels[at];
+        }
       });
   nb::class_<eq_contraction_spec>(m, "Spec")
       .def_ro("operand", &eq_contraction_spec::operand)

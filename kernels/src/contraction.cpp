@@ -29,20 +29,21 @@ Bytes& Bytes::operator=(Bytes&& other) noexcept {
 
 QuantArgs quant_args(const eq_quantizer& q) {
   return {1.0f / q.scale,  (float)(q.q_min - q.zero_point), (float)(q.q_max - q.zero_point), q.zero_point,
-          q.log2_levels, q.coarse_from,                     q.coarse_shift};
+          q.log2_levels, q.level_count > 0 ? q.nearest : nullptr};
 }
 
-int check_coarse(const eq_quantizer& q, const char* who) {
-  const bool is_possible = q.coarse_shift >= 0 && q.coarse_shift < 16 && q.coarse_from <= q.q_max;
-  if (!is_possible || (q.q_max - q.coarse_from) % (1 << q.coarse_shift) != 0)
-    return fail("%s: expected a greatest code %d that is %d plus a multiple of 2^%d", who, q.q_max, q.coarse_from, q.coarse_shift);
+int check_levels(const eq_quantizer& q, const char* who) {
+  if (q.level_count == 0) return 0;
+  const bool is_inside = q.q_min == 0 && q.q_max <= 255 && q.zero_point >= 0 && q.zero_point <= q.q_max;
+  if (!is_inside || q.nearest[q.zero_point] != q.zero_point || *std::max_element(q.nearest, q.nearest + q.q_max + 1) > q.q_max)
+    return fail("%s: expected levels among the codes from 0 to at most 255, the zero point %d one of them", who, q.zero_point);
   return 0;
 }
 
 int check_result(const eq_code_tensors& codes, const char* who) {
   if (!codes.to || !(codes.to->scale > 0.0f) || codes.to->q_min < 0 || codes.to->q_max > 255)
     return fail("%s: codes of the result need a quantizer within [0, 255]", who);
-  return check_coarse(*codes.to, who);
+  return check_levels(*codes.to, who);
 }
 
 float unit_of(const eq_quantizer& q) {
@@ -680,7 +681,7 @@ int check_quantizer(const eq_contraction& c, const eq_quantizer* q, const char* 
     return fail("%s: expected q_min <= zero_point <= q_max, but got %d, %d, %d", who, q->q_min, q->zero_point, q->q_max);
   if (c.spec.operand == EQ_OPERAND_U8 && q->q_min < 0)
     return fail("%s: q_min must not be negative for u8 codes, but got %d", who, q->q_min);
-  return check_coarse(*q, who);
+  return check_levels(*q, who);
 }
 
 // The input of a product: real values and how they become codes, or codes already.

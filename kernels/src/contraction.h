@@ -38,7 +38,7 @@ struct Rows {
 };
 
 QuantArgs quant_args(const eq_quantizer& q);
-int check_coarse(const eq_quantizer& q, const char* who);  // 0, or -1 with the reason
+int check_levels(const eq_quantizer& q, const char* who);  // 0, or -1 with the reason
 int check_result(const eq_code_tensors& codes, const char* who);  // likewise, of the codes that a product writes
 float unit_of(const eq_quantizer& q);  // the real value of one integer
 

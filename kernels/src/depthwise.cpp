@@ -108,7 +108,7 @@ int eq_depthwise_f32(const eq_depthwise* handle, const float* x, int h, int w, c
   const eq_contraction_spec& s = d.spec;
   if (d.quantized != (quantizer != nullptr))
     return fail("depthwise: this handle %s a quantizer of its activations", d.quantized ? "needs" : "takes no");
-  if (quantizer && (!(quantizer->scale > 0.0f) || quantizer->log2_levels != 0 || quantizer->coarse_shift != 0 || quantizer->q_max - quantizer->q_min > s.operand_max))
+  if (quantizer && (!(quantizer->scale > 0.0f) || quantizer->log2_levels != 0 || check_levels(*quantizer, "depthwise") != 0 || quantizer->q_max - quantizer->q_min > s.operand_max))
     return fail("depthwise: activations of %d levels, but the weights were packed for at most %d", quantizer->q_max - quantizer->q_min, s.operand_max);
   const int reach_h = s.dilation_h * (s.kernel_h - 1) + 1, reach_w = s.dilation_w * (s.kernel_w - 1) + 1;
   const int padded_w = w + 2 * s.pad_w;

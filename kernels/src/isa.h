@@ -54,9 +54,9 @@ struct QuantArgs {
   float inverse, low, high;
   int32_t zero_point;
   int32_t log2_levels;
-  int32_t coarse_from, coarse_shift;
+  const uint8_t* nearest;  // of the quantizer: the level of each code; or null
 
-  bool is_uniform() const { return log2_levels == 0 && coarse_shift == 0; }
+  bool is_uniform() const { return log2_levels == 0 && !nearest; }
 };
 
 struct EpilogueArgs {

@@ -47,7 +47,7 @@ void pack_codes(const Product& p, const float* b, float b_scale, char* panels, i
   const ptrdiff_t pitch = by_rows ? round_up(length, std::max(16, p.format.align)) : round_up(length, 16);
   int8_t* codes = static_cast<int8_t*>(scratch(Slot::kCodes, (size_t)(lines + padding) * pitch + 64));
   const float top = (float)p.b_q_max;
-  const QuantArgs q{1.0f / b_scale, -top, top, 0, 0, 0, 0};
+  const QuantArgs q{1.0f / b_scale, -top, top, 0, 0, nullptr};
   const ptrdiff_t stride = by_rows ? s.b_col : s.b_row;
   if (stride == length && pitch == length)
     p.isa.quantize_s8(b, (size_t)lines * length, q, codes);
@@ -85,7 +85,7 @@ std::optional<Product> make_product(const Isa& isa, const ProductSpec& spec) {
     return fail("matmul: expected 1 or %d scales of the second operand, but got %d", s.inner, spec.b_scale_count), std::nullopt;
   if (!(qa->scale > 0.0f)) return fail("matmul: scale must be positive, but got %g", (double)qa->scale), std::nullopt;
   if (top > 32767 || qa->q_min < 0) return fail("matmul: activations reach %d, beyond 15 bits", top), std::nullopt;
-  if (check_coarse(*qa, "matmul") != 0) return std::nullopt;
+  if (check_levels(*qa, "matmul") != 0) return std::nullopt;
   const int depth = 32767 / (2 * top * spec.b_q_max);
   const bool narrow = top <= 255 && (depth > 0 || !isa.u8_needs_depth);
   return Product{isa, s, narrow ? *byte_format(isa, s.k) : *isa.s16, qa, depth, spec.b_q_max, spec.factor};

@@ -60,9 +60,7 @@ int32_t quantize_uniform(float x, const eq_quantizer& q) {
   y = y > low ? y : low;
   y = y < high ? y : high;
   const int32_t code = (int32_t)std::nearbyint(y) + q.zero_point;
-  if (q.coarse_shift == 0 || code <= q.coarse_from) return code;
-  const int32_t step = 1 << q.coarse_shift;
-  return q.coarse_from + (code - q.coarse_from + step / 2) / step * step;
+  return q.level_count > 0 ? q.nearest[code] : code;
 }
 
 }  // namespace

@@ -118,17 +118,18 @@ inline vi vquantize_log2(vf x, const QuantArgs& q) {
   return steps > vset(0.5f) ? level : vseti(0);
 }
 
-// Codes beyond coarse_from in steps of 2^coarse_shift.
-inline vi vcoarse(vi code, const QuantArgs& q) {
-  const vi from = vseti(q.coarse_from);
-  const vi beyond = code > from ? code - from : vseti(0);
-  return code - beyond + (((beyond + (1 << (q.coarse_shift - 1))) >> q.coarse_shift) << q.coarse_shift);
+#ifndef EQ_OWN_LOOKUP
+inline vi vlookup(vi code, const uint8_t* table) {
+  vi found;
+  for (int i = 0; i < VL; ++i) found[i] = table[code[i]];
+  return found;
 }
+#endif
 
 inline vi vcode(vf x, const QuantArgs& q) {
   if (q.log2_levels > 0) return vquantize_log2(x, q);
   const vi code = vquantize(x, q) + q.zero_point;
-  return q.coarse_shift > 0 ? vcoarse(code, q) : code;
+  return q.nearest ? vlookup(code, q.nearest) : code;
 }
 
 template <class T, class Store>

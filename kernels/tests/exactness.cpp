@@ -285,9 +285,10 @@ void test_codes(int isa, size_t count) {
   std::vector<float> x(count);
   for (auto& v : x) v = std::normal_distribution<float>(0, 40)(random_bits);
   if (count > 3) x[0] = NAN, x[1] = INFINITY, x[2] = -INFINITY;
-  const std::pair<int, int> formats[] = {{0, 0}, {0, 1}, {0, 4}, {7, 0}, {15, 0}};
-  for (const auto& [levels, coarse_shift] : formats) {
-    const eq_quantizer q{levels ? 100.0f : 0.37f, levels ? 0 : 101, 0, 255, levels, 127, coarse_shift};
+  const std::pair<int, bool> formats[] = {{0, false}, {0, true}, {7, false}, {15, false}};
+  for (const auto& [levels, is_uneven] : formats) {
+    eq_quantizer q{levels ? 100.0f : 0.37f, levels ? 0 : 101, 0, 255, levels, is_uneven ? 2 : 0, {}};
+    for (int code = 0; code < 256; ++code) q.nearest[code] = code > 128 ? 255 : 101;
     std::vector<int32_t> expected(count);
     eq_ref_quantize(x.data(), count, &q, expected.data());
     Guarded<uint8_t> bytes(count);

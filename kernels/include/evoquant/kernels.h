@@ -46,8 +46,8 @@ typedef enum { EQ_OPERAND_F32 = 0, EQ_OPERAND_U8 = 1, EQ_OPERAND_S16 = 2, EQ_OPE
  * uniform: code = clamp(round_half_even(x * (1 / scale)) + zero_point, q_min, q_max), NaN becomes q_min.
  * log2 (log2_levels > 0): x = scale * 2^-i for i in [0, log2_levels), below that 0; the integer that is multiplied is
  *   2^(log2_levels - 1 - i), so one unit is scale * 2^-(log2_levels - 1). The nearest level is taken, ties upwards.
- * twin (coarse_shift > 0): as uniform, but beyond the code coarse_from a code goes to the nearest of coarse_from plus
- *   multiples of 2^coarse_shift, ties upwards; q_max is one of them.
+ * levels (level_count > 0): as uniform with q_min 0, but then the code i becomes nearest[i], one of level_count codes;
+ *   the zero point is one of them. What follows the table is padding for wide loads.
  */
 typedef struct {
   float scale;
@@ -55,8 +55,8 @@ typedef struct {
   int32_t q_min;
   int32_t q_max;
   int32_t log2_levels;
-  int32_t coarse_from;
-  int32_t coarse_shift;
+  int32_t level_count;
+  uint8_t nearest[256 + 4];
 } eq_quantizer;
 
 /* A matrix product (kernel 1x1, no padding) or a convolution over NHWC images. */
