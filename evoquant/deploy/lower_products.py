@@ -13,7 +13,8 @@ from evoquant.deploy.functions import activation_of
 from evoquant.deploy.layout import Layout
 from evoquant.deploy.lowering import Lowering, handles
 from evoquant.deploy.recipe import View
-from evoquant.deploy.weights import StoredWeight, activation_codes
+from evoquant.deploy.weights import StoredWeight
+from evoquant.evaluate.native_quantizer import activation_codes
 from evoquant.deploy.workspace import strided
 from evoquant.hardware.code_tensors import reads_codes, writes_codes
 from evoquant.kernels.codes import Operand

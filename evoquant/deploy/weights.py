@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from evoquant.errors import ModelError
-from evoquant.kernels import ActivationCodes, Weights
+from evoquant.kernels import Weights
 from evoquant.kernels.arrays import FloatArray
 from evoquant.quant import QuantParams, code_range, dequantize, pack, quantize, unpack
 from evoquant.types import LayerQuantConfig, QuantizationGranularity, QuantizationScheme
@@ -164,13 +164,3 @@ class StoredWeight:
         scales = np.ascontiguousarray(scale.expand(rows * count).reshape(shape).numpy(), np.float32)
         values = np.ascontiguousarray(integers.numpy().astype(np.int8))
         return Weights(values, bits, codebook, scales, bias, channels)
-
-
-def activation_codes(params: QuantParams) -> ActivationCodes:
-    """The quantizer of a kernel's input."""
-    scale = float(params.scale)
-    if params.scheme is QuantizationScheme.LOG2:
-        return ActivationCodes.log2(scale, bits=params.bits)
-    if params.scheme is QuantizationScheme.LLOYD:
-        return ActivationCodes.uneven(scale, params.levels)
-    return ActivationCodes(scale, int(params.zero_point), params.q_min, params.q_max)

@@ -17,6 +17,7 @@ from evoquant.calibrate.fisher_range import fisher_activation_params, fisher_ope
 from evoquant.calibrate.fitted import FittedParameters
 from evoquant.calibrate.moments import SplitMoments
 from evoquant.config.quantizers import CompensationSpec
+from evoquant.evaluate.native_quantizer import fake_quantizer
 from evoquant.graph import CapturedModel
 from evoquant.graph.constants import set_attribute
 from evoquant.quant import FakeQuant, QuantParams, fake_quantize, weight_params
@@ -118,7 +119,7 @@ class OperandCache:
                 params = fitted.activations.get(operand_key(op, index))
                 if params is not None:
                     key = (operand_key(op, index), activation_part(index, plan[op.name]))
-                    other._quantizers[key] = FakeQuant(params)
+                    other._quantizers[key] = fake_quantizer(params)
         return other
 
     def parameters(self, plan: Mapping[str, LayerQuantConfig]) -> FittedParameters:
@@ -155,7 +156,7 @@ class OperandCache:
             known = self._quantizers.get(key)
         if known is not None:
             return known
-        made = FakeQuant(self._params(op, index, config))
+        made = fake_quantizer(self._params(op, index, config))
         with self._lock:
             return self._quantizers.setdefault(key, made)
 

@@ -37,7 +37,7 @@ from evoquant.graph import CapturedModel
 from evoquant.space import uniform_plan
 from evoquant.types import LayerQuantConfig, Op
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 GUARD_BITS = ((6, 6), (4, 8), (4, 4))
 """Bits of weights and activations that the guard judges at."""
 SHARES = {"norms": (0.5, 0.5), "chains": (1.0, 0.0)}

@@ -27,6 +27,22 @@ def quantize(x: FloatArray, codes: ActivationCodes) -> NDArray[np.uint8]:
     return out
 
 
+def fake_quantize(x: FloatArray, codes: object, out: FloatArray) -> None:
+    """Quantize and dequantize, in one thread: the real values that kernels compute with.
+
+    Args:
+        x: Values; what is NaN stays so.
+        codes: ``ActivationCodes.native()`` of the quantizer.
+        out: Where the result goes, as many values; may be ``x``.
+
+    Raises:
+        KernelError: If an array is not contiguous float32.
+    """
+    check_array("fake_quantize", "x", x, np.float32)
+    check_array("fake_quantize", "out", out, np.float32)
+    native().fake_quantize(default_isa(), x, codes, out, 1)
+
+
 def dequantize(codes: NDArray[np.uint8], quantizer: ActivationCodes) -> FloatArray:
     """Real values of codes that start at zero.
 

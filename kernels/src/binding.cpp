@@ -423,6 +423,10 @@ void bind_codes(nb::module_& m) {
     require_same(x, out);
     return timed(repeats, [&] { return eq_quantize_s16(isa, x.data(), x.size(), &q, out.data()); });
   });
+  m.def("fake_quantize", [](int isa, Any<const float> x, const eq_quantizer& q, Any<float> out, int repeats) {
+    require_same(x, out);
+    return timed(repeats, [&] { return eq_fake_quantize(isa, x.data(), x.size(), &q, out.data()); });
+  });
   m.def("dequantize_u8", [](int isa, Any<const uint8_t> x, const eq_quantizer& q, Any<float> out, int repeats) {
     require_same(x, out);
     return timed(repeats, [&] { return eq_dequantize_u8(isa, x.data(), x.size(), &q, out.data()); });

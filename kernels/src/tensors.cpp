@@ -53,6 +53,21 @@ int eq_quantize_s16(int isa, const float* x, size_t count, const eq_quantizer* q
   return 0;
 }
 
+int eq_fake_quantize(int isa, const float* x, size_t count, const eq_quantizer* q, float* out) {
+  EQ_FIND(found);
+  if (check_levels(*q, "fake_quantize") != 0) return -1;
+  const QuantArgs args = quant_args(*q);
+  const float unit = unit_of(*q);
+  constexpr size_t kValues = 1024;
+  alignas(64) float integers[kValues];
+  for (size_t at = 0; at < count; at += kValues) {
+    const size_t n = std::min(kValues, count - at);
+    found->quantize_f32(x + at, n, args, integers);
+    for (size_t i = 0; i < n; ++i) out[at + i] = x[at + i] == x[at + i] ? integers[i] * unit : x[at + i];
+  }
+  return 0;
+}
+
 int eq_dequantize_u8(int isa, const uint8_t* codes, size_t count, const eq_quantizer* q, float* out) {
   EQ_FIND(found);
   by_range(count, [&](size_t at, size_t n) { found->dequantize_u8(codes + at, n, q->scale, q->zero_point, out + at); });

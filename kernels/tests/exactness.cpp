@@ -295,6 +295,11 @@ void test_codes(int isa, size_t count) {
     Guarded<int16_t> shorts(count);
     expect(eq_quantize_u8(isa, x.data(), count, &q, bytes.data()) == 0 && bytes.intact(), "quantize_u8");
     expect(eq_quantize_s16(isa, x.data(), count, &q, shorts.data()) == 0 && shorts.intact(), "quantize_s16");
+    Guarded<float> real(count);
+    expect(eq_fake_quantize(isa, x.data(), count, &q, real.data()) == 0 && real.intact(), "fake_quantize");
+    const float unit = levels ? std::ldexp(q.scale, 1 - levels) : q.scale;
+    for (size_t i = 0; i < count; ++i)
+      expect(std::isnan(x[i]) ? std::isnan(real.data()[i]) : real.data()[i] == (float)(expected[i] - q.zero_point) * unit, "fake_quantize value");
     for (size_t i = 0; i < count; ++i) {
       expect(levels == 15 || bytes.data()[i] == expected[i], std::string("quantize_u8 value ") + eq_isa_name(isa) + " " + std::to_string(x[i]) + " levels " + std::to_string(levels));
       expect(shorts.data()[i] == expected[i], std::string("quantize_s16 value ") + eq_isa_name(isa) + " " + std::to_string(x[i]) + " levels " + std::to_string(levels));

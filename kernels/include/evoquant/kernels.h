@@ -162,6 +162,9 @@ int eq_attention_f32(int isa, const eq_product* scores, const eq_product* weight
 /* Tensors. */
 int eq_quantize_u8(int isa, const float* x, size_t count, const eq_quantizer* quantizer, uint8_t* out);
 int eq_quantize_s16(int isa, const float* x, size_t count, const eq_quantizer* quantizer, int16_t* out);
+/* Real values again, what kernels compute with: the integer less its zero point, times the real value of one unit.
+ * What is NaN stays so. One thread; out may be x. */
+int eq_fake_quantize(int isa, const float* x, size_t count, const eq_quantizer* quantizer, float* out);
 int eq_dequantize_u8(int isa, const uint8_t* codes, size_t count, const eq_quantizer* quantizer, float* out);
 /* Fixed-point requantisation of accumulators (rows, channels); multiplier in [2^30, 2^31) or 0, shift in [-31, 31]:
  * code = clamp(rounding_shift(doubling_high_mul(acc + bias), shift) + zero_point), then an optional 256-entry table. */

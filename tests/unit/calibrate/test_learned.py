@@ -12,9 +12,9 @@ from evoquant.quant import QuantParams, dequantize, fake_quantize, quantize, wei
 from evoquant.types import LayerQuantConfig, QuantizationGranularity, QuantizationScheme
 
 
-def _params(scheme: QuantizationScheme, zero_point: int, codes: tuple[int, int], shift: int = 0) -> QuantParams:
+def _params(scheme: QuantizationScheme, zero_point: int, codes: tuple[int, int]) -> QuantParams:
     zero = torch.tensor(zero_point, dtype=torch.int32)
-    return QuantParams(scheme, 4, torch.tensor(0.11), zero, *codes, coarse_shift=shift)
+    return QuantParams(scheme, 4, torch.tensor(0.11), zero, *codes)
 
 
 HEADS = QuantParams(
@@ -23,7 +23,9 @@ HEADS = QuantParams(
 OPERANDS = {
     "asymmetric": _params(QuantizationScheme.UNIFORM, 5, (0, 15)),
     "heads": HEADS,
-    "twin": _params(QuantizationScheme.TWIN, 3, (0, 15), shift=2),
+    "lloyd": QuantParams(
+        QuantizationScheme.LLOYD, 2, torch.tensor(0.11), torch.tensor(0, dtype=torch.int32), 0, 3, levels=(-4, 0, 3, 11)
+    ),
     "log2": _params(QuantizationScheme.LOG2, 0, (0, 15)),
 }
 

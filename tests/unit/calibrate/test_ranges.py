@@ -10,7 +10,7 @@ from evoquant.calibrate import GELU_MINIMUM, SILU_MINIMUM, TensorObserver, activ
 from evoquant.errors import PrecisionError
 from evoquant.quant import dequantize, fake_quantize
 from evoquant.types import CalibrationMethod, LayerQuantConfig
-from evoquant.types.precision import ACTIVATION_BITS, TWIN_BITS
+from evoquant.types.precision import ACTIVATION_BITS, LLOYD_BITS
 
 METHODS = list(CalibrationMethod)
 
@@ -43,15 +43,15 @@ DATA = {
 
 
 @pytest.mark.parametrize("name", DATA)
-@pytest.mark.parametrize("bits", TWIN_BITS)
-def test_twin_codes_are_at_least_as_good_as_equal_steps_where_the_tail_is_long(name, bits):
+@pytest.mark.parametrize("bits", LLOYD_BITS)
+def test_lloyd_levels_are_better_than_equal_steps(name, bits):
     statistics = statistics_of(DATA[name])
-    config = LayerQuantConfig(activation_bits=bits, activation_scheme="twin")
+    config = LayerQuantConfig(activation_bits=bits, activation_scheme="lloyd")
     params = activation_params(statistics, config)
     assert params.code_count == 2**bits
     assert float(fake_quantize(torch.zeros(1), params)) == 0.0
-    if name in ("gelu", "softmax"):
-        uniform = activation_params(statistics, LayerQuantConfig(activation_bits=bits))
+    uniform = activation_params(statistics, LayerQuantConfig(activation_bits=bits))
+    if name not in ("constant", "zero"):
         assert mse(DATA[name], params) < mse(DATA[name], uniform)
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from evoquant.deploy.weights import StoredWeight, activation_codes
+from evoquant.deploy.weights import StoredWeight
+from evoquant.evaluate.native_quantizer import activation_codes
 from evoquant.errors import ModelError
 from evoquant.kernels import ActivationCodes
 from evoquant.quant import QuantParams, fake_quantize, weight_params

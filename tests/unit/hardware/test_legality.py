@@ -22,7 +22,7 @@ def configs(draw):
         weight_bits=draw(st.sampled_from(WEIGHT_BITS)),
         activation_bits=draw(st.sampled_from(ACTIVATION_BITS)),
         weight_scheme=draw(st.sampled_from(["uniform", "power_of_two", "normal", "log2", "ternary", "binary"])),
-        activation_scheme=draw(st.sampled_from(["uniform", "power_of_two", "log2", "twin"])),
+        activation_scheme=draw(st.sampled_from(["uniform", "power_of_two", "log2", "lloyd"])),
         granularity=granularity,
         use_symmetric=draw(st.booleans()),
         weight_symmetric=draw(st.booleans()),

@@ -14,7 +14,7 @@ SOFTMAX_CODES = {
     "u8": ActivationCodes.uniform(1 / 255, 0),
     "u4": ActivationCodes.uniform(1 / 15, 0, bits=4),
     "log2": ActivationCodes.log2(1.0, bits=4),
-    "twin": ActivationCodes.twin(1 / 960, 32, bits=6, coarse_shift=2),
+    "uneven": ActivationCodes.uneven(1 / 255, (0, 1, 2, 4, 7, 12, 20, 33, 55, 91, 150, 255)),
 }
 
 

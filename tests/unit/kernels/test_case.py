@@ -69,9 +69,9 @@ def test_settings_without_effect_on_the_time_give_the_same_case():
     assert case_of(linear(), LayerQuantConfig(use_symmetric=True)) == case_of(linear(), LayerQuantConfig())
     log2 = LayerQuantConfig(weight_bits=4, activation_bits=4, activation_scheme="log2")
     assert case_of(matmul(Role.ATTENTION_AV), log2).precision == "w4a4-loga"
-    twin = LayerQuantConfig(weight_bits=6, activation_bits=6, activation_scheme="twin")
-    assert case_of(matmul(Role.ATTENTION_AV), twin).precision == "w6a6-twin"
-    assert case_of(linear(), twin).precision == "w6a6-twin"
+    lloyd = LayerQuantConfig(weight_bits=6, activation_bits=6, activation_scheme="lloyd")
+    assert case_of(matmul(Role.ATTENTION_AV), lloyd).precision == "w6a6-lloyd"
+    assert case_of(linear(), lloyd).precision == "w6a6-lloyd"
 
 
 @pytest.mark.parametrize(

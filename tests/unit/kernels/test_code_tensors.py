@@ -11,7 +11,7 @@ from evoquant.types import ConvGeometry
 pytestmark = pytest.mark.skipif(not info().available, reason="the native module is missing")
 
 INPUT = ActivationCodes.uniform(0.05, 111)
-RESULTS = [ActivationCodes.uniform(0.7, 90), ActivationCodes.twin(0.4, 40, bits=6, coarse_shift=2)]
+RESULTS = [ActivationCodes.uniform(0.7, 90), ActivationCodes.uneven(0.2, (-90, -31, -7, 0, 4, 30, 61, 140))]
 SAME = ConvGeometry((3, 3), (1, 1), (1, 1), (1, 1), 1)
 STRIDED = ConvGeometry((3, 3), (2, 2), (1, 1), (1, 1), 37)
 
@@ -35,9 +35,8 @@ def rounded(values, codes):
     inverse = np.float32(1) / np.float32(codes.scale)
     low, high = codes.q_min - codes.zero_point, codes.q_max - codes.zero_point
     found = np.rint(np.clip(values * inverse, low, high)).astype(int) + codes.zero_point
-    beyond = np.maximum(found - codes.coarse_from, 0) if codes.coarse_shift else np.zeros_like(found)
-    half = (1 << codes.coarse_shift) >> 1
-    return (found - beyond + (((beyond + half) >> codes.coarse_shift) << codes.coarse_shift)).astype(np.uint8)
+    levels = np.asarray(codes.levels or range(codes.q_max + 1))
+    return levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, found)].astype(np.uint8)
 
 
 @pytest.mark.parametrize("isa", info().supported)

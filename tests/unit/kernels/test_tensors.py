@@ -166,17 +166,15 @@ def test_a_matmul_of_log2_codes(isa, bits, rng):
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("bits", [4, 5, 6, 7])
-def test_a_matmul_of_twin_codes(isa, bits, rng):
-    half, shift, zero_point = 2 ** (bits - 1), 8 - bits, 3
-    a = (rng.standard_normal((1, 2, 9, 40)) ** 2 * 40 - 2).astype(np.float32)
+def test_a_matmul_of_uneven_levels(isa, bits, rng):
+    levels = np.sort(rng.choice(np.arange(1, 255), 2**bits - 2, replace=False))
+    levels = np.concatenate([[0], levels, [255]]) - levels[3]
+    a = (rng.standard_normal((1, 2, 9, 40)) * 80).astype(np.float32)
     b = rng.integers(-7, 8, (1, 2, 40, 12)).astype(np.float32)
-    top = half - 1 + (half << shift)
-    codes = np.clip(np.rint(a) + zero_point, 0, top)
-    beyond = np.maximum(codes - (half - 1), 0)
-    points = codes - beyond + np.floor(beyond / 2**shift + 0.5) * 2**shift - zero_point
-    quantizer = ActivationCodes.twin(1.0, zero_point, bits=bits, coarse_shift=shift)
-    assert quantizer.operand_max == top <= 255
-    assert len(np.unique(points)) > half  # both halves come
+    steps = np.clip(np.rint(a), levels[0], levels[-1])
+    points = levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, steps)]  # half way to the lower one
+    quantizer = ActivationCodes.uneven(1.0, levels.tolist())
+    assert quantizer.operand_max == 255
     out = Matmul(quantizer, b_scale=1.0, b_bits=4, isa=isa)(a, b)
     np.testing.assert_array_equal(out, (points @ b).astype(np.float32))
     weights = Weights(b[0, 0].T.astype(np.int8).copy(), 4, scales=np.ones(12, np.float32))
@@ -184,9 +182,11 @@ def test_a_matmul_of_twin_codes(isa, bits, rng):
     np.testing.assert_array_equal(gemm, (points[0, 0] @ b[0, 0]).astype(np.float32))
 
 
-def test_the_greatest_twin_code_must_be_one():
-    with pytest.raises(KernelError, match=r"a multiple of 2\^3, but got 30 and 7"):
-        ActivationCodes(1.0, 0, 0, 30, coarse_from=7, coarse_shift=3)
+def test_levels_must_be_bytes_with_the_zero_point():
+    with pytest.raises(KernelError, match="have the zero point 3 among them"):
+        ActivationCodes(1.0, 3, 0, 30, levels=(0, 7, 30))
+    with pytest.raises(KernelError, match=r"must lie in \[0, 255\]"):
+        ActivationCodes.uneven(1.0, (-50, 0, 210))
 
 
 def test_matmul_operands_must_fit():

@@ -24,7 +24,7 @@ CASES = [
         "w5a7",
         "w4a8-log2",
         "w4a8-normal",
-        "w6a6-twin",
+        "w6a6-lloyd",
         "w2a8-ternary",
         "w1a8-binary",
         "w16a16",
@@ -139,7 +139,7 @@ def layers():
         "qk", OpKind.MATMUL, Role.ATTENTION_QK, "b", "transformer", "g", "n", ("x", "y"), (2, 5, 8), (2, 8, 5),
         (2, 5, 5), None, (2, 5, 5, 8), 400, 0, False, (), (),
     )  # fmt: skip
-    return [("tiny", depthwise), ("tiny", linear), ("tiny", matmul), ("twin", linear)]
+    return [("tiny", depthwise), ("tiny", linear), ("tiny", matmul), ("lloyd", linear)]
 
 
 @needs_native

@@ -9,7 +9,7 @@ from evoquant.quant.codec import CACHE_BLOCK
 from evoquant.types import QuantizationScheme
 from evoquant.types.precision import NORMAL_LEVELS
 
-UNIFORM, LOG2, TWIN = QuantizationScheme.UNIFORM, QuantizationScheme.LOG2, QuantizationScheme.TWIN
+UNIFORM, LOG2 = QuantizationScheme.UNIFORM, QuantizationScheme.LOG2
 
 
 def integers(*values):
@@ -26,9 +26,10 @@ def log2(bits, levels_per_octave, *, is_signed, scale=1.0):
     return QuantParams(LOG2, bits, torch.tensor(scale), integers(0), q_min, q_max, levels_per_octave=levels_per_octave)
 
 
-def twin(bits, coarse_shift, zero_point, scale=1.0):
-    q_max, zero_points = 2**bits - 1, integers(zero_point)
-    return QuantParams(TWIN, bits, torch.tensor(scale), zero_points, 0, q_max, coarse_shift=coarse_shift)
+def lloyd(*levels, scale=1.0):
+    q_max = len(levels) - 1
+    bits = q_max.bit_length()
+    return QuantParams(QuantizationScheme.LLOYD, bits, torch.tensor(scale), integers(0), 0, q_max, levels=levels)
 
 
 LAYOUTS = {
@@ -45,7 +46,7 @@ LAYOUTS = {
     ),
     "log2": log2(4, 1, is_signed=False),
     "log2 signed": log2(3, 1, is_signed=True, scale=2.3),
-    "twin": twin(4, 3, 2, scale=0.11),
+    "lloyd": lloyd(-30, -17, -9, -4, -1, 0, 1, 3, 6, 10, 15, 23, 37, 56, 99, 188, scale=0.01),
     "log sqrt2": log2(4, 2, is_signed=False, scale=0.9),
 }
 
@@ -104,14 +105,14 @@ def test_log2_takes_the_nearest_level(x, bits, levels_per_octave, is_signed):
 @given(
     x=st.lists(st.floats(-40, 300, width=32), min_size=1, max_size=40),
     bits=st.sampled_from([4, 5, 6, 7]),
-    zero_point=st.integers(0, 7),
     data=st.data(),
 )
-def test_twin_takes_the_nearest_of_the_points_that_a_byte_can_be(x, bits, zero_point, data):
-    params = twin(bits, data.draw(st.integers(0, 8 - bits)), zero_point)
-    points = params.codebook - zero_point
-    assert params.codebook.max() <= 255
-    assert len(points.unique()) == 2**bits
+def test_lloyd_takes_the_nearest_level_of_a_byte(x, bits, data):
+    count = 2**bits
+    drawn = data.draw(st.lists(st.integers(0, 255), min_size=count, max_size=count, unique=True))
+    zero = data.draw(st.sampled_from(drawn))
+    params = lloyd(*(level - zero for level in sorted(drawn)))
+    points = params.codebook
     steps = torch.tensor(x).round().clamp(points.min(), points.max())
     distance = (steps[:, None] - points[None, :]).abs()
     found = fake_quantize(torch.tensor(x), params)
@@ -119,10 +120,13 @@ def test_twin_takes_the_nearest_of_the_points_that_a_byte_can_be(x, bits, zero_p
     assert bool(torch.isin(found, points).all())
 
 
-def test_twin_has_one_scale_and_a_fine_zero():
-    with pytest.raises(PrecisionError, match="zero point among the fine ones"):
-        twin(4, 1, 8)
-    assert bool(fake_quantize(torch.tensor([torch.nan]), twin(4, 1, 2)).isnan())
+def test_lloyd_has_ascending_levels_with_zero_within_a_byte():
+    for levels, reason in (((1, 2), "with zero"), ((0, 3, 2, 5), "ascending"), ((-1, 0, 200, 255), "within 255 steps")):
+        with pytest.raises(PrecisionError, match=reason):
+            lloyd(*levels)
+    found = fake_quantize(torch.tensor([torch.nan, torch.inf, -torch.inf]), lloyd(-5, 0, 1, 9))
+    assert bool(found[0].isnan())
+    assert found[1:].tolist() == [9.0, -5.0]
 
 
 def test_large_tensors_are_cut_into_blocks_without_a_difference():
