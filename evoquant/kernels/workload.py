@@ -80,7 +80,7 @@ class Precision:
             return ActivationCodes.log2(1.0, bits=self.activation_bits)
         if self.activation_scheme == "lloyd":
             share = np.linspace(-1.0, 1.0, 2**self.activation_bits)
-            levels = np.rint(LARGEST_U8 / 2 * share * (0.5 + 0.5 * np.abs(share))).astype(int)  # denser in the middle
+            levels = np.rint(LARGEST_U8 // 2 * share * (0.5 + 0.5 * np.abs(share))).astype(int)  # denser in the middle
             levels -= levels[len(levels) // 2]
             return ActivationCodes.uneven(8.0 / LARGEST_U8, levels.tolist())
         levels = 2**self.activation_bits
