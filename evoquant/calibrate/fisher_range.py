@@ -22,6 +22,9 @@ STEPS = 24
 MAX_BITS = 8
 """With more bits clipping gains nothing, and the least square error decides."""
 _LOG2_STEPS = 30
+GRADIENT_SHARE = 0.25
+"""Of the weight of a value, for ``lloyd``: as much follows the square of its own gradient, which is noisy, the rest its
+mean. DeiT-Tiny with 4-bit activations and float weights: 0.149 with 1, 0.126 with a half, 0.114 with a quarter."""
 _BLOCK = 65_536
 """Values that all candidates are tried on at a time: they stay in the cache."""
 
@@ -158,6 +161,7 @@ def _cheapest(candidates: Iterable[tuple[Lattice, float]], sample: OperandSample
 
 
 def _weighted(sample: OperandSample, lowest: float, highest: float) -> WeightedValues:
-    """The values of a sample, each with what an error of it costs: the square of its gradient, smoothed."""
+    """The values of a sample, each with what an error of it costs."""
     power = sample.gradients.square()
-    return WeightedValues.of(sample.values, power + power.mean(), lowest, highest)
+    mean = power.mean()
+    return WeightedValues.of(sample.values, GRADIENT_SHARE * power + (1 - GRADIENT_SHARE) * mean, lowest, highest)
