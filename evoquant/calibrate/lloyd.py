@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from evoquant import kernels
+from evoquant.kernels.rounding import best_levels
 from evoquant.quant import SMALLEST_SCALE, QuantParams
 from evoquant.quant.params import MOST_STEPS
 from evoquant.types import QuantizationScheme
@@ -117,6 +119,13 @@ def best_subset(mass: Array, first: Array, second: Array, count: int) -> tuple[l
         second: Sum of weight times square.
         count: How many, at most as many as there are integers.
     """
+    if kernels.info().available:
+        return best_levels(mass, first, second, count)
+    return best_subset_by_arrays(mass, first, second, count)
+
+
+def best_subset_by_arrays(mass: Array, first: Array, second: Array, count: int) -> tuple[list[int], float]:
+    """What ``kernels.rounding.best_levels`` does, where it was not built."""
     steps = len(mass)
     start, end = np.arange(steps)[:, None], np.arange(steps)[None, :]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evoquant.errors import KernelError
 from evoquant.kernels.arrays import FloatArray, check_array
@@ -55,6 +56,28 @@ def round_compensated(weight: FloatArray, factors: FloatArray, points: RoundingP
         native().round_compensated(weight, factors, points.native())
     except (ValueError, RuntimeError) as error:
         raise KernelError(f"round_compensated: {error}; the weight is {weight.shape}.") from error
+
+
+def best_levels(
+    mass: NDArray[np.float64], first: NDArray[np.float64], second: NDArray[np.float64], count: int
+) -> tuple[list[int], float]:
+    """The ``count`` integers with the least weighted square error of values in bins, and that error.
+
+    Args:
+        mass: Sum of the weights of the values that belong to each integer from 0 on, (steps,).
+        first: Sum of weight times value.
+        second: Sum of weight times square.
+        count: How many, at most as many as there are integers.
+
+    Raises:
+        KernelError: If the arrays differ in size, or there are fewer integers than levels.
+    """
+    levels = np.empty(count, np.int32)
+    try:
+        cost = native().best_levels(mass, first, second, levels)
+    except (ValueError, RuntimeError) as error:
+        raise KernelError(f"best_levels: {error}; mass is {mass.shape}.") from error
+    return levels.tolist(), float(cost)
 
 
 def revise_rounding(

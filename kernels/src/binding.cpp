@@ -492,6 +492,15 @@ void bind_rounding(nb::module_& m) {
                                   &on, (int64_t)points.scale.shape(0));
     });
   });
+  m.def("best_levels", [](Flat<const double> mass, Flat<const double> first, Flat<const double> second, Flat<int32_t> levels) {
+    require_same(mass, first);
+    require_same(mass, second);
+    double cost = 0.0;
+    timed(1, [&] {
+      return eq_best_levels(mass.data(), first.data(), second.data(), (int)mass.size(), (int)levels.size(), levels.data(), &cost);
+    });
+    return cost;
+  });
   m.def("revise_rounding", [](Dense<float, 3> weight, Dense<const float, 3> gradient, Dense<const float, 3> hessian,
                               const Points& points, int sweeps) {
     const eq_rounding_points on = points.of(weight);

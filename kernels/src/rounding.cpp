@@ -3,6 +3,8 @@
 // Rows are independent, so a few of them lie side by side in a buffer [column][lane]: the inner loop then runs over
 // lanes with one number of the factor or of the Hessian for all of them.
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <vector>
 
 #include "isa.h"
@@ -91,9 +93,72 @@ int check(const eq_rounding_points& points, int64_t batches, int64_t groups, int
   return 0;
 }
 
+// What the values of bins cost with one level for each run of neighbouring bins.
+class RunCosts {
+ public:
+  RunCosts(const double* mass, const double* first, const double* second, int steps)
+      : mass_(sums(mass, steps)), first_(sums(first, steps)), second_(sums(second, steps)) {}
+
+  int level(int from, int to) const {
+    const double weight = mass_[to + 1] - mass_[from];
+    if (!(weight > 0.0)) return (from + to) / 2;
+    return std::min(std::max((int)std::nearbyint((first_[to + 1] - first_[from]) / weight), from), to);
+  }
+
+  double operator()(int from, int to) const {
+    const double at = level(from, to), weight = mass_[to + 1] - mass_[from];
+    return std::max(0.0, second_[to + 1] - second_[from] - 2 * at * (first_[to + 1] - first_[from]) + at * at * weight);
+  }
+
+ private:
+  static std::vector<double> sums(const double* values, int steps) {
+    std::vector<double> total((size_t)steps + 1);
+    for (int i = 0; i < steps; ++i) total[(size_t)i + 1] = total[(size_t)i] + values[i];
+    return total;
+  }
+
+  std::vector<double> mass_, first_, second_;
+};
+
 }  // namespace
 
 extern "C" {
+
+int eq_best_levels(const double* mass, const double* first, const double* second, int steps, int count, int32_t* levels,
+                   double* cost) {
+  if (count < 1 || count > steps) return eq::fail("best_levels: expected 1 to %d levels, but got %d", steps, count);
+  const RunCosts costs(mass, first, second, steps);
+  const size_t size = (size_t)steps;
+  std::vector<double> of_run(size * size), least(size), next(size);  // of_run[to * steps + from]
+  for (int to = 0; to < steps; ++to)
+    for (int from = 0; from <= to; ++from) of_run[(size_t)to * size + (size_t)from] = costs(from, to);
+  for (int to = 0; to < steps; ++to) least[(size_t)to] = of_run[(size_t)to * size];
+  // starts[k * steps + to]: where the last of k + 2 runs that end at `to` begins.
+  std::vector<int> starts((size_t)(count - 1) * size, 0);
+  for (int k = 0; k + 1 < count; ++k) {
+    for (int to = 0; to < steps; ++to) {
+      const double* run = of_run.data() + (size_t)to * size;
+      double best = std::numeric_limits<double>::infinity();
+      int start = 0;
+      for (int from = k + 1; from <= to; ++from) {
+        const double tried = least[(size_t)from - 1] + run[from];
+        if (tried < best) best = tried, start = from;
+      }
+      next[(size_t)to] = best;
+      starts[(size_t)k * size + (size_t)to] = start;
+    }
+    std::swap(least, next);
+  }
+  int to = steps - 1;
+  for (int k = count - 2; k >= 0; --k) {
+    const int from = starts[(size_t)k * size + (size_t)to];
+    levels[k + 1] = costs.level(from, to);
+    to = from - 1;
+  }
+  levels[0] = costs.level(0, to);
+  *cost = least[size - 1];
+  return 0;
+}
 
 int eq_round_compensated(float* weight, int64_t batches, int rows, int columns, const float* factors,
                          const eq_rounding_points* points, int64_t groups) {

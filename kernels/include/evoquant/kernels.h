@@ -214,6 +214,11 @@ int eq_round_compensated(float* weight, int64_t batches, int rows, int columns, 
 int eq_revise_rounding(float* weight, const float* gradient, int64_t groups, int rows, int columns,
                        const float* hessian, const eq_rounding_points* points, int sweeps);
 
+/* The `count` integers in [0, steps) with the least weighted square error of values in bins, one for each integer: their
+ * weight, and the sums of weight times value and times square. `levels` ascend; the error goes to `cost`. */
+int eq_best_levels(const double* mass, const double* first, const double* second, int steps, int count, int32_t* levels,
+                   double* cost);
+
 /* Runs `instructions` independent multiply-accumulate sequences of a format in registers; gives MACs executed. */
 double eq_peak_macs(int isa, const char* format, int depth, int64_t rounds);
 

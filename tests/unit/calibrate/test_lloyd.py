@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
 
-from evoquant.calibrate.lloyd import WeightedValues, best_subset, lloyd_params
+from evoquant.calibrate.lloyd import WeightedValues, best_subset, best_subset_by_arrays, lloyd_params
 from evoquant.quant import fake_quantize
 
 
+@pytest.mark.parametrize("find", [best_subset, best_subset_by_arrays])
 @pytest.mark.parametrize("seed", range(5))
-def test_no_other_subset_is_better(seed: int) -> None:
+def test_no_other_subset_is_better(seed: int, find: Callable[..., tuple[list[int], float]]) -> None:
     rng = np.random.default_rng(seed)
     mass, offset = rng.random(9), rng.random(9) - 0.5
     at = np.arange(9) + offset
     first, second = mass * at, mass * (at**2 + 0.1)
-    levels, cost = best_subset(mass, first, second, 3)
+    levels, cost = find(mass, first, second, 3)
 
     def error(subset: tuple[int, ...]) -> float:
         each = [[second[i] - 2 * level * first[i] + level**2 * mass[i] for level in subset] for i in range(9)]
