@@ -32,9 +32,10 @@ from evoquant.config.quantizers import CompensationSpec
 from evoquant.errors import DataError
 from evoquant.evaluate.metrics import divergence
 from evoquant.evaluate.operands import OperandCache, weight_part
-from evoquant.evaluate.simulate import SimulatedModel
+from evoquant.evaluate.simulate import Plan, SimulatedModel
 from evoquant.graph import CapturedModel
 from evoquant.space import uniform_plan
+from evoquant.space.legality import canonical
 from evoquant.types import LayerQuantConfig, ModelGraph, Op, QuantizationScheme
 
 FORMAT_VERSION = 7
