@@ -51,7 +51,9 @@ class WeightGrid:
         if params.codebook is not None or params.is_symmetric:
             return cls(scale, scale.reciprocal(), None, lattice_of(params), params.codebook)
         shift = shift.reshape(shape).expand(rows.shape)
-        return cls(scale, scale.reciprocal(), ((params.q_min - shift).float(), (params.q_max - shift).float()), None, None)
+        return cls(
+            scale, scale.reciprocal(), ((params.q_min - shift).float(), (params.q_max - shift).float()), None, None
+        )
 
     def nearest(self, values: Tensor, column: int) -> Tensor:
         """The nearest points to ``values``, (groups, rows), of one column."""

@@ -50,8 +50,9 @@ class WeightedValues:
         weight = weight / max(weight.sum(), np.finfo(np.float64).tiny)
         width = max((highest - lowest) / _BINS, SMALLEST_SCALE)
         index = np.clip((x - lowest) / width, 0, _BINS - 1).astype(np.int64)
-        sums = (np.bincount(index, part, _BINS) for part in (weight, weight * x, weight * x * x))
-        return cls(lowest, highest, lowest + (np.arange(_BINS) + 0.5) * width, *sums)
+        centers: Array = lowest + (np.arange(_BINS) + 0.5) * width
+        mass, first, second = (_summed(index, part, _BINS) for part in (weight, weight * x, weight * x * x))
+        return cls(lowest, highest, centers, mass, first, second)
 
     @classmethod
     def of_bins(cls, probability: Tensor, centers: Tensor, lowest: float, highest: float) -> WeightedValues:
@@ -101,13 +102,18 @@ def _levels(values: WeightedValues, bits: int, lower: float, upper: float) -> _L
     step = np.clip(np.rint(values.centers / scale + zero), 0, MOST_STEPS).astype(np.int64)
     first = values.first / scale + zero * values.mass
     second = values.second / scale**2 + 2 * zero * values.first / scale + zero**2 * values.mass
-    mass, first, second = (np.bincount(step, part, STEPS) for part in (values.mass, first, second))
+    mass, first, second = (_summed(step, part, STEPS) for part in (values.mass, first, second))
     fixed = 1e4 * max(mass.sum(), np.finfo(np.float64).tiny)  # so heavy that its cluster has its level there
     mass[zero] += fixed
     first[zero] += fixed * zero
     second[zero] += fixed * zero**2
     levels, cost = best_subset(mass, first, second, 2**bits)
     return _Levels(lower, upper, scale, tuple(level - zero for level in levels), cost * scale**2)
+
+
+def _summed(index: NDArray[np.int64], parts: Array, size: int) -> Array:
+    """Sums of the parts that have one index."""
+    return np.bincount(index, parts, size).astype(np.float64, copy=False)
 
 
 def best_subset(mass: Array, first: Array, second: Array, count: int) -> tuple[list[int], float]:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from evoquant.deploy.recipe import Buffer, Recipe, Step, View
-from evoquant.evaluate.native_quantizer import activation_codes
 from evoquant.deploy.workspace import CODES_PER_VALUE
 from evoquant.errors import ModelError
+from evoquant.evaluate.native_quantizer import activation_codes
 from evoquant.kernels import Attention, Matmul, pack_conv, pack_depthwise, pack_gemm
 from evoquant.kernels.arrays import FloatArray, Values, aligned, aligned_copy
 from evoquant.kernels.program import Program

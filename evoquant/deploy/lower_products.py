@@ -14,8 +14,8 @@ from evoquant.deploy.layout import Layout
 from evoquant.deploy.lowering import Lowering, handles
 from evoquant.deploy.recipe import View
 from evoquant.deploy.weights import StoredWeight
-from evoquant.evaluate.native_quantizer import activation_codes
 from evoquant.deploy.workspace import strided
+from evoquant.evaluate.native_quantizer import activation_codes
 from evoquant.hardware.code_tensors import reads_codes, writes_codes
 from evoquant.kernels.codes import Operand
 from evoquant.quant import QuantParams

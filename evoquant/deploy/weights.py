@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from evoquant.errors import ModelError
-from evoquant.kernels import Weights
+from evoquant.kernels import ActivationCodes, Weights
 from evoquant.kernels.arrays import FloatArray
 from evoquant.quant import QuantParams, code_range, dequantize, pack, quantize, unpack
 from evoquant.types import LayerQuantConfig, QuantizationGranularity, QuantizationScheme

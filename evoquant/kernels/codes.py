@@ -85,7 +85,9 @@ class ActivationCodes:
         if not 0 <= self.log2_levels <= 15:
             raise KernelError(f"log2_levels must lie in [0, 15], but got {self.log2_levels}.")
         ends = (self.q_min, self.q_max)
-        if self.levels and (self.zero_point not in self.levels or ends != (0, self.levels[-1]) or self.q_max > LARGEST_U8):
+        if self.levels and (
+            self.zero_point not in self.levels or ends != (0, self.levels[-1]) or self.q_max > LARGEST_U8
+        ):
             raise KernelError(
                 f"Levels must lie in [0, {LARGEST_U8}] and have the zero point {self.zero_point} among them, but got "
                 f"{self.levels} with codes from {self.q_min} to {self.q_max}."

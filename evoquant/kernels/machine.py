@@ -24,8 +24,8 @@ def fingerprint(*, threads: int | None = None, isa: str | None = None) -> dict[s
         isa: Instruction set of the table; None takes the one in use.
 
     Returns:
-        ``cpu``, ``flags`` (those that matter here), ``isa``, ``threads``, and ``version``, ``compiler`` and ``build`` (a
-        hash of its file) of the native module; plain JSON values.
+        ``cpu``, ``flags`` (those that matter here), ``isa``, ``threads``, and of the native module ``version``,
+        ``compiler`` and ``build`` (a hash of its file); plain JSON values.
 
     Raises:
         KernelError: If the native module is missing.

@@ -1,4 +1,4 @@
-"""Rounding of weights whose error other weights make good: the loops over columns, without an interpreter between them."""
+"""Loops of rounding without an interpreter between them: over the columns of weights, and over sets of levels."""
 
 from __future__ import annotations
 

@@ -56,8 +56,8 @@ class StepLattice:
 class LevelLattice:
     """Some of the integers.
 
-    A value goes to the nearest integer, ties to even, and from there to the nearest level, ties downwards: what a kernel
-    does that quantizes to bytes first.
+    A value goes to the nearest integer, ties to even, and from there to the nearest level, ties downwards: what a
+    kernel does that quantizes to bytes first.
 
     Attributes:
         levels: The integers in ascending order.

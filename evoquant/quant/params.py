@@ -11,8 +11,8 @@ from torch import Tensor
 
 from evoquant.errors import PrecisionError
 from evoquant.quant.lattice import (
-    LevelLattice,
     Lattice,
+    LevelLattice,
     OctaveLattice,
     SignLattice,
     StepLattice,

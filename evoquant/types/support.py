@@ -137,8 +137,8 @@ def _activation_problem(config: LayerQuantConfig, role: Role) -> str | None:
 def _lloyd_problem(config: LayerQuantConfig) -> str | None:
     if config.activation_bits not in LLOYD_BITS:
         return (
-            f"activation_scheme 'lloyd' has {LLOYD_BITS[0]} to {LLOYD_BITS[-1]} bits, but got {config.activation_bits}. "
-            "Use 'uniform'."
+            f"activation_scheme 'lloyd' has {LLOYD_BITS[0]} to {LLOYD_BITS[-1]} bits, "
+            f"but got {config.activation_bits}. Use 'uniform'."
         )
     if config.use_symmetric:
         return "activation_scheme 'lloyd' has a zero point, but use_symmetric is true. Set it to false."

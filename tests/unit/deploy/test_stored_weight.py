@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from evoquant.deploy.weights import StoredWeight
-from evoquant.evaluate.native_quantizer import activation_codes
 from evoquant.errors import ModelError
+from evoquant.evaluate.native_quantizer import activation_codes
 from evoquant.kernels import ActivationCodes
 from evoquant.quant import QuantParams, fake_quantize, weight_params
 from evoquant.types import LayerQuantConfig, QuantizationGranularity, QuantizationScheme

@@ -50,6 +50,8 @@ def test_values_are_those_of_torch(name: str, layout: str) -> None:
 
 def test_what_kernels_do_not_have_stays_with_torch() -> None:
     """A scale for each head, and two levels in an octave."""
-    heads = QuantParams(QuantizationScheme.UNIFORM, 4, torch.rand(2) + 0.1, torch.zeros(2, dtype=torch.int32), -7, 7, axis=1)
+    heads = QuantParams(
+        QuantizationScheme.UNIFORM, 4, torch.rand(2) + 0.1, torch.zeros(2, dtype=torch.int32), -7, 7, axis=1
+    )
     finer = QuantParams(QuantizationScheme.LOG2, 4, torch.tensor(1.0), ZERO, 0, 15, levels_per_octave=2)
     assert all(type(fake_quantizer(params)) is FakeQuant for params in (heads, finer))
