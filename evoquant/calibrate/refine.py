@@ -28,7 +28,7 @@ def refine(quantized: Tensor, target: Tensor, params: QuantParams, hessian: Tens
         K. Behdin et al., "QuantEase: Optimization-based Quantization for Language Models", 2023, algorithm 1.
     """
     grid = WeightGrid.of(target, params)
-    result = quantized.clone()
+    result = quantized.clone(memory_format=torch.contiguous_format)
     gradient = (result - target) @ hessian
     if kernels.info().available:
         revise_rounding(array_of(result), array_of(gradient), array_of(hessian), grid.native(), sweeps=sweeps)

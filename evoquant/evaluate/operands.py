@@ -174,13 +174,19 @@ class OperandCache:
 
 
 def weight_part(config: LayerQuantConfig) -> LayerQuantConfig:
-    """The configuration with everything reset that does not touch the weights."""
+    """The configuration with everything reset that does not touch the weights.
+
+    Scales of codebooks, but for a power-of-two scale, are found by square error, whatever the calibration method.
+    """
     default = LayerQuantConfig()
+    has_method = config.weight_scheme in (QuantizationScheme.UNIFORM, QuantizationScheme.POWER_OF_TWO)
     return replace(
         config,
         activation_bits=default.activation_bits,
         activation_scheme=default.activation_scheme,
         use_symmetric=default.use_symmetric,
+        calibration_method=config.calibration_method if has_method else default.calibration_method,
+        percentile=config.percentile if has_method else default.percentile,
     )
 
 
@@ -188,7 +194,8 @@ def activation_part(index: int, config: LayerQuantConfig) -> LayerQuantConfig:
     """The configuration with everything reset that does not touch one activation operand.
 
     The second operand of a matmul takes the place of the weight: it is uniform and symmetric, and has a scale for each
-    head where the granularity is per channel.
+    head where the granularity is per channel. Log2 and lloyd codes are found in one way, whatever the calibration
+    method.
     """
     default = LayerQuantConfig()
     reset = replace(
@@ -201,4 +208,6 @@ def activation_part(index: int, config: LayerQuantConfig) -> LayerQuantConfig:
     )
     if index == 1:
         return replace(reset, activation_scheme=default.activation_scheme, use_symmetric=default.use_symmetric)
+    if config.activation_scheme in (QuantizationScheme.LOG2, QuantizationScheme.LLOYD):
+        return replace(reset, calibration_method=default.calibration_method, percentile=default.percentile)
     return reset

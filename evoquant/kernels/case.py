@@ -75,10 +75,9 @@ class KernelCase:
         op: The kernel; a value of ``KernelOp``.
         shape: Its geometry in the order that ``KernelOp`` states; images have batch size 1.
         precision: ``fp32``; ``w{bits}a{bits}`` with the suffix ``-normal``, ``-log2``, ``-ternary`` or ``-binary`` of
-            a weight codebook, ``-loga`` for log2 activations, ``-lloyd`` for those with
-            uneven levels, ``-g{size}`` for a scale per
-            group; ``w16a16`` for codes beyond 8 bits, which are multiplied in floating point; then ``-u8in`` where the
-            input comes as codes of 8 bits, and ``-u8out`` where the result goes as such.
+            a weight codebook, ``-loga`` for log2 activations, ``-lloyd`` for those with uneven levels, ``-g{size}`` for
+            a scale per group; ``w16a16`` for codes beyond 8 bits, which are multiplied in floating point; then
+            ``-u8in`` where the input comes as codes of 8 bits, and ``-u8out`` where the result goes as such.
     """
 
     op: str

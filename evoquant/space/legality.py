@@ -48,8 +48,8 @@ def canonical(op: Op, config: LayerQuantConfig) -> LayerQuantConfig:
     * The operands of a matmul are both activations: its weight bits follow the activation bits, uniformly.
     * Log2 activations have no zero point to choose. A percentile belongs to its calibration method alone.
     * One group per channel is a scale per channel.
-    * Scales of normal, log2, ternary and binary weights are found by square error: beside floating-point activations
-      there is nothing left for a calibration method to set.
+    * Scales of normal, log2, ternary and binary weights are found by square error, log2 and lloyd activations in one
+      way: beside each other, or beside floating-point activations, a calibration method has nothing to set.
     """
     if op.kind is OpKind.MATMUL:
         config = replace(
@@ -70,10 +70,11 @@ def canonical(op: Op, config: LayerQuantConfig) -> LayerQuantConfig:
         )
     if config.activation_bits == FLOAT_BITS:
         config = replace(config, activation_scheme=_DEFAULT.activation_scheme, use_symmetric=_DEFAULT.use_symmetric)
-        if config.weight_scheme in _CODEBOOKS:
-            config = replace(config, calibration_method=_DEFAULT.calibration_method)
-    if config.activation_scheme in (QuantizationScheme.LOG2, QuantizationScheme.LLOYD):
+    is_uneven = config.activation_scheme in (QuantizationScheme.LOG2, QuantizationScheme.LLOYD)
+    if is_uneven:
         config = replace(config, use_symmetric=_DEFAULT.use_symmetric)
+    if config.weight_scheme in _CODEBOOKS and (is_uneven or config.activation_bits == FLOAT_BITS):
+        config = replace(config, calibration_method=_DEFAULT.calibration_method)
     if config.calibration_method is not CalibrationMethod.PERCENTILE:
         config = replace(config, percentile=_DEFAULT.percentile)
     if op.kind is not OpKind.MATMUL and config.group_size == prod(op.weight_shape[1:]):
