@@ -110,12 +110,14 @@ def fisher_errors(
 
     def judge(index: int) -> list[Floats]:
         errors = _BatchErrors.of(evaluator.operands, batches[index], seed=index)
-        found = []
-        for pair in sides:
+        found: dict[int, Floats] = {}
+        # Every other batch goes backwards: two threads then do not make the same weights, and the weights that are
+        # kept, if not all can be, are those that the next batch begins with.
+        for group in range(len(sides))[:: -1 if index % 2 else 1]:
             if stop is not None and stop.is_set():
                 raise RunError("The judgement of the choices was stopped.")
-            found.append(errors.of_choices(graph, pair))
-        return found
+            found[group] = errors.of_choices(graph, sides[group])
+        return [found[group] for group in range(len(sides))]
 
     with ThreadPoolExecutor(workers, thread_name_prefix="fisher") as pool:
         totals = [np.sum(parts, axis=0) for parts in zip(*pool.map(judge, range(len(batches))), strict=True)]

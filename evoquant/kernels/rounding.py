@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from evoquant.errors import KernelError
 from evoquant.kernels.arrays import FloatArray, check_array
-from evoquant.kernels.native import native
+from evoquant.kernels.native import default_isa, native
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,7 +53,7 @@ def round_compensated(weight: FloatArray, factors: FloatArray, points: RoundingP
     check_array("round_compensated", "weight", weight, np.float32)
     check_array("round_compensated", "factors", factors, np.float32)
     try:
-        native().round_compensated(weight, factors, points.native())
+        native().round_compensated(default_isa(), weight, factors, points.native())
     except (ValueError, RuntimeError) as error:
         raise KernelError(f"round_compensated: {error}; the weight is {weight.shape}.") from error
 
@@ -98,6 +98,6 @@ def revise_rounding(
     for name, array in (("weight", weight), ("gradient", gradient), ("hessian", hessian)):
         check_array("revise_rounding", name, array, np.float32)
     try:
-        native().revise_rounding(weight, gradient, hessian, points.native(), sweeps)
+        native().revise_rounding(default_isa(), weight, gradient, hessian, points.native(), sweeps)
     except (ValueError, RuntimeError) as error:
         raise KernelError(f"revise_rounding: {error}; the weight is {weight.shape}.") from error

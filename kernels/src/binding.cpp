@@ -483,12 +483,12 @@ void bind_rounding(nb::module_& m) {
                           std::optional<Dense<const float, 3>> lowers, std::optional<Dense<const float, 3>> uppers) {
         new (p) Points{scale, table, lower, upper, lowers, uppers};
       }, nb::arg("scale"), nb::arg("table").none(), nb::arg("lower"), nb::arg("upper"), nb::arg("lowers").none(), nb::arg("uppers").none());
-  m.def("round_compensated", [](Dense<float, 3> weight, Dense<const float, 3> factors, const Points& points) {
+  m.def("round_compensated", [](int isa, Dense<float, 3> weight, Dense<const float, 3> factors, const Points& points) {
     const eq_rounding_points on = points.of(weight);
     require(factors.shape(0) == weight.shape(0) && factors.shape(1) == weight.shape(2) && factors.shape(2) == weight.shape(2),
             "factors need the shape (batches, columns, columns)");
     timed(1, [&] {
-      return eq_round_compensated(weight.data(), (int64_t)weight.shape(0), (int)weight.shape(1), (int)weight.shape(2), factors.data(),
+      return eq_round_compensated(isa, weight.data(), (int64_t)weight.shape(0), (int)weight.shape(1), (int)weight.shape(2), factors.data(),
                                   &on, (int64_t)points.scale.shape(0));
     });
   });
@@ -501,7 +501,7 @@ void bind_rounding(nb::module_& m) {
     });
     return cost;
   });
-  m.def("revise_rounding", [](Dense<float, 3> weight, Dense<const float, 3> gradient, Dense<const float, 3> hessian,
+  m.def("revise_rounding", [](int isa, Dense<float, 3> weight, Dense<const float, 3> gradient, Dense<const float, 3> hessian,
                               const Points& points, int sweeps) {
     const eq_rounding_points on = points.of(weight);
     require_same(weight, gradient);
@@ -509,7 +509,7 @@ void bind_rounding(nb::module_& m) {
                 hessian.shape(2) == weight.shape(2),
             "the Hessian needs the shape (groups, columns, columns)");
     timed(1, [&] {
-      return eq_revise_rounding(weight.data(), gradient.data(), (int64_t)weight.shape(0), (int)weight.shape(1), (int)weight.shape(2),
+      return eq_revise_rounding(isa, weight.data(), gradient.data(), (int64_t)weight.shape(0), (int)weight.shape(1), (int)weight.shape(2),
                                 hessian.data(), &on, sweeps);
     });
   });

@@ -14,6 +14,7 @@ namespace eq {
 
 constexpr int kPanel = 16;
 constexpr int kMaxRows = 32;
+constexpr int kLanes = 16;  // rows of a weight that are rounded side by side
 constexpr int kMaxPanels = 4;
 constexpr int kBatchBytes = 16384;  // of the results of one call of a tile
 
@@ -114,6 +115,7 @@ struct Isa {
                            uint8_t*);
   void (*lookup)(const uint8_t*, size_t, const uint8_t*, uint8_t*);
   void (*add_u8)(const uint8_t*, float, int, const uint8_t*, float, int, size_t, const QuantArgs&, uint8_t*);
+  void (*add_outer)(const float* amount, const float* weights, int count, float* to);  // of rounding.cpp
   void (*activate)(int, const float*, size_t, float*);
   void (*add)(const float*, const float*, size_t, float*);
   void (*mul)(const float*, const float*, size_t, float*);

@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr int kLanes = 16;
+using eq::kLanes;
 constexpr float kRoundToInteger = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds, half to even
 constexpr float kLargest = 4194304.0f;          // where that holds
 
@@ -77,12 +77,6 @@ class Grid {
   const eq_rounding_points& points_;
   std::vector<float> middles_, scale_, lower_, upper_;
 };
-
-// to[j] += amount * weights[j] for every column j of the buffer.
-void add_outer(const Lanes& amount, const float* weights, int count, float* to) {
-  for (int j = 0; j < count; ++j, to += kLanes)
-    for (int l = 0; l < kLanes; ++l) to[l] += amount[l] * weights[j];
-}
 
 int check(const eq_rounding_points& points, int64_t batches, int64_t groups, int rows, int columns, const char* who) {
   if (batches < 1 || groups < 1 || batches % groups != 0 || rows < 1 || columns < 1)
@@ -160,9 +154,10 @@ int eq_best_levels(const double* mass, const double* first, const double* second
   return 0;
 }
 
-int eq_round_compensated(float* weight, int64_t batches, int rows, int columns, const float* factors,
+int eq_round_compensated(int isa, float* weight, int64_t batches, int rows, int columns, const float* factors,
                          const eq_rounding_points* points, int64_t groups) {
-  if (check(*points, batches, groups, rows, columns, "round_compensated") != 0) return -1;
+  const eq::Isa* found = eq::find_isa(isa);
+  if (!found || check(*points, batches, groups, rows, columns, "round_compensated") != 0) return -1;
   Grid grid(*points);
   std::vector<float> left;
   for (int64_t b = 0; b < batches; ++b)
@@ -178,16 +173,17 @@ int eq_round_compensated(float* weight, int64_t batches, int rows, int columns, 
         grid.nearest(value, c, rounded);
         for (int l = 0; l < kLanes; ++l) change[l] = (rounded[l] - value[l]) / factor[c];
         std::copy_n(rounded, kLanes, left.data() + (size_t)c * kLanes);
-        add_outer(change, factor + c + 1, columns - c - 1, left.data() + (size_t)(c + 1) * kLanes);
+        found->add_outer(change, factor + c + 1, columns - c - 1, left.data() + (size_t)(c + 1) * kLanes);
       }
       store(left, count, columns, block);
     }
   return 0;
 }
 
-int eq_revise_rounding(float* weight, const float* gradient, int64_t groups, int rows, int columns,
+int eq_revise_rounding(int isa, float* weight, const float* gradient, int64_t groups, int rows, int columns,
                        const float* hessian, const eq_rounding_points* points, int sweeps) {
-  if (check(*points, groups, groups, rows, columns, "revise_rounding") != 0) return -1;
+  const eq::Isa* found = eq::find_isa(isa);
+  if (!found || check(*points, groups, groups, rows, columns, "revise_rounding") != 0) return -1;
   Grid grid(*points);
   std::vector<float> values, slope;
   for (int64_t g = 0; g < groups; ++g)
@@ -202,17 +198,17 @@ int eq_revise_rounding(float* weight, const float* gradient, int64_t groups, int
           const float* row = hessian + (g * columns + c) * columns;
           const float per_step = row[c] > 0.0f ? 1.0f / std::max(row[c], 1.17549435e-38f) : 0.0f;
           float* old = values.data() + (size_t)c * kLanes;
-          Lanes wanted, found, change;
+          Lanes wanted, rounded, change;
           for (int l = 0; l < kLanes; ++l) wanted[l] = old[l] - slope[(size_t)c * kLanes + l] * per_step;
-          grid.nearest(wanted, c, found);
+          grid.nearest(wanted, c, rounded);
           bool is_changed = false;
           for (int l = 0; l < kLanes; ++l) {
-            change[l] = found[l] - old[l];
+            change[l] = rounded[l] - old[l];
             is_changed |= change[l] != 0.0f;
           }
           if (!is_changed) continue;
-          std::copy_n(found, kLanes, old);
-          add_outer(change, row, columns, slope.data());
+          std::copy_n(rounded, kLanes, old);
+          found->add_outer(change, row, columns, slope.data());
         }
       store(values, count, columns, weight + offset);
     }

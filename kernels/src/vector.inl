@@ -480,6 +480,19 @@ void add_u8(const uint8_t* a, float scale_a, int zero_a, const uint8_t* b, float
   }
 }
 
+// --- rounding of weights ------------------------------------------------------------------------------------------
+
+// to[j][lane] += amount[lane] * weights[j]; the product is rounded, as torch does.
+void add_outer(const float* amount, const float* weights, int count, float* to) {
+  constexpr int kVectors = kLanes / VL;
+  vf by[kVectors];
+  for (int v = 0; v < kVectors; ++v) by[v] = vload(amount + v * VL);
+  for (int j = 0; j < count; ++j, to += kLanes) {
+    const vf weight = vset(weights[j]);
+    for (int v = 0; v < kVectors; ++v) vstore(to + v * VL, vload(to + v * VL) + by[v] * weight);
+  }
+}
+
 // --- floating point ---------------------------------------------------------------------------------------------
 
 template <int KIND>
@@ -657,6 +670,7 @@ Isa base_isa() {
   isa.requantize_shift = requantize_shift;
   isa.lookup = lookup;
   isa.add_u8 = add_u8;
+  isa.add_outer = add_outer;
   isa.activate = activate;
   isa.add = add;
   isa.mul = mul;

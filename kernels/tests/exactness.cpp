@@ -345,7 +345,7 @@ void test_packing() {
 }
 
 // Where columns do not depend on each other both ways to round find the nearest points.
-void test_rounding(int groups, int rows, int columns) {
+void test_rounding(int isa, int groups, int rows, int columns) {
   const size_t size = (size_t)groups * rows * columns;
   std::vector<float> weight(size), scale(size), nearest(size), lowers(size, -3.0f), uppers(size, 5.0f);
   std::vector<float> identity((size_t)groups * columns * columns);
@@ -367,11 +367,11 @@ void test_rounding(int groups, int rows, int columns) {
       nearest[i] = scale[i] * (is_table ? point : whole);
     }
     std::vector<float> found = weight;
-    expect(eq_round_compensated(found.data(), groups, rows, columns, identity.data(), &points, groups) == 0 && found == nearest,
+    expect(eq_round_compensated(isa, found.data(), groups, rows, columns, identity.data(), &points, groups) == 0 && found == nearest,
            "round_compensated");
     std::vector<float> revised(size), gradient(size);
     for (size_t i = 0; i < size; ++i) gradient[i] = -weight[i];
-    expect(eq_revise_rounding(revised.data(), gradient.data(), groups, rows, columns, identity.data(), &points, 1) == 0 && revised == nearest,
+    expect(eq_revise_rounding(isa, revised.data(), gradient.data(), groups, rows, columns, identity.data(), &points, 1) == 0 && revised == nearest,
            "revise_rounding");
   }
 }
@@ -432,8 +432,6 @@ void test_refused(int isa) {
 int main(int count, char** arguments) {
   const bool all = count > 1 && std::strcmp(arguments[1], "--all") == 0;
   test_packing();
-  for (int rows : {1, 15, 16, 17, 40})
-    for (int columns : {1, 7, 33}) test_rounding(between(1, 3), rows, columns);
   for (int isa = 0; isa < EQ_ISA_COUNT; ++isa) {
     if (!eq_isa_built(isa)) continue;
     if (!eq_isa_supported(isa)) {
@@ -448,6 +446,8 @@ int main(int count, char** arguments) {
     }
     for (size_t size : {1, 5, 15, 16, 17, 63, 64, 65, 300}) test_codes(isa, size);
     test_requantize(isa, 7, 19);
+    for (int rows : {1, 15, 16, 17, 40})
+      for (int columns : {1, 7, 33}) test_rounding(isa, between(1, 3), rows, columns);
     std::printf("%s: %s\n", eq_isa_name(isa), failures ? "failures so far" : "exact");
   }
   return failures ? EXIT_FAILURE : EXIT_SUCCESS;

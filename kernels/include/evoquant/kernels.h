@@ -207,11 +207,11 @@ typedef struct {
 /* Rounds column after column; the error of each goes to those behind it by its row of an upper Cholesky factor,
  * (batches, columns, columns), of the inverse of the second moments of the inputs. Batch b has the points of group
  * b % groups. */
-int eq_round_compensated(float* weight, int64_t batches, int rows, int columns, const float* factors,
+int eq_round_compensated(int isa, float* weight, int64_t batches, int rows, int columns, const float* factors,
                          const eq_rounding_points* points, int64_t groups);
 /* Moves rounded weights, one column at a time, to the points with the least square error of the output. `gradient` is
  * (weight - target) hessian, the Hessian (groups, columns, columns). */
-int eq_revise_rounding(float* weight, const float* gradient, int64_t groups, int rows, int columns,
+int eq_revise_rounding(int isa, float* weight, const float* gradient, int64_t groups, int rows, int columns,
                        const float* hessian, const eq_rounding_points* points, int sweeps);
 
 /* The `count` integers in [0, steps) with the least weighted square error of values in bins, one for each integer: their
