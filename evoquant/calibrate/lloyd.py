@@ -50,7 +50,7 @@ class WeightedValues:
         weight = weight / max(weight.sum(), np.finfo(np.float64).tiny)
         width = max((highest - lowest) / _BINS, SMALLEST_SCALE)
         index = np.clip((x - lowest) / width, 0, _BINS - 1).astype(np.int64)
-        centers: Array = lowest + (np.arange(_BINS) + 0.5) * width
+        centers = (np.arange(_BINS) + 0.5).astype(np.float64, copy=False) * width + lowest
         mass, first, second = (_summed(index, part, _BINS) for part in (weight, weight * x, weight * x * x))
         return cls(lowest, highest, centers, mass, first, second)
 
