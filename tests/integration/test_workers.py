@@ -84,16 +84,21 @@ def wait_until_gone(pids):
 
 
 class Killer:
-    """A listener that kills a computing worker after each of the given numbers of evaluations."""
+    """A listener that kills a computing worker after each of the given numbers of evaluations.
+
+    It kills those that were there first: a plan whose new worker dies too, while it starts, is given up.
+    """
 
     def __init__(self, *moments):
-        self.moments, self.evaluations, self.killed = list(moments), 0, []
+        self.moments, self.evaluations, self.first, self.killed = list(moments), 0, set(), []
 
     def __call__(self, event):
         self.evaluations += isinstance(event, events.CandidateEvaluated)
         if self.moments and self.evaluations >= self.moments[0]:
             # The event loop waits for us, so whoever computes has been given a plan and cannot get the next one.
-            busy = [pid for pid, state in workers(os.getpid()).items() if state == "R"]
+            found = workers(os.getpid())
+            self.first = self.first or set(found)
+            busy = [pid for pid, state in found.items() if state == "R" and pid in self.first]
             if busy:
                 os.kill(busy[0], signal.SIGKILL)
                 self.killed.append(busy[0])
