@@ -75,6 +75,8 @@ def lloyd_params(values: WeightedValues, bits: int) -> QuantParams:
     sides = [side for side, end in (("upper", values.highest), ("lower", values.lowest)) if end != 0.0]
     for side in (*sides, *sides[:-1]):
         for share in SHARES:
+            if share == (upper if side == "upper" else lower):
+                continue  # that is ``best``
             ends = (lower, share) if side == "upper" else (share, upper)
             found = _levels(values, bits, *ends)
             if found.cost < best.cost:
