@@ -19,6 +19,7 @@ from evoquant.evaluate.metrics import divergence
 from evoquant.evaluate.simulate import Plan
 from evoquant.evaluate.workbench import Workbench
 from evoquant.space import UNIFORM_PRESETS, canonical, preset_plan, uniform_plan
+from evoquant.space.presets import equal_steps_plan
 from evoquant.types import (
     CalibrationMethod,
     LayerQuantConfig,
@@ -86,9 +87,7 @@ def in_equal_steps(make_plan: Callable[[Workbench, str], Plan]) -> Callable[[Wor
     """The same plans with uniform codes for all activations, the output of a softmax too."""
 
     def plan(bench: Workbench, precision: str) -> Plan:
-        ops, uniform = bench.captured.graph.op, QuantizationScheme.UNIFORM
-        made = make_plan(bench, precision)
-        return {name: canonical(ops[name], replace(config, activation_scheme=uniform)) for name, config in made.items()}
+        return equal_steps_plan(bench.captured.graph, make_plan(bench, precision))
 
     return plan
 

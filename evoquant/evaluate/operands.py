@@ -21,7 +21,8 @@ from evoquant.evaluate.native_quantizer import fake_quantizer
 from evoquant.graph import CapturedModel
 from evoquant.graph.constants import set_attribute
 from evoquant.quant import FakeQuant, QuantParams, fake_quantize, weight_params
-from evoquant.types import FLOAT_BITS, CalibrationMethod, LayerQuantConfig, Op, QuantizationScheme
+from evoquant.types import FLOAT_BITS, CalibrationMethod, LayerQuantConfig, Op
+from evoquant.types.support import STEP_SCHEMES, UNEVEN_ACTIVATIONS
 
 KNOWN_MINIMA = {"silu": SILU_MINIMUM, "gelu": GELU_MINIMUM}
 """The least value that an activation function can give, by the kind of node."""
@@ -163,7 +164,7 @@ class OperandCache:
     def _params(self, op: Op, index: int, config: LayerQuantConfig) -> QuantParams:
         statistics = self.statistics[op.inputs[index]]
         is_fisher = config.calibration_method is CalibrationMethod.FISHER
-        is_uneven = config.activation_scheme in (QuantizationScheme.LOG2, QuantizationScheme.LLOYD)
+        is_uneven = config.activation_scheme in UNEVEN_ACTIVATIONS
         sample = self._samples[operand_key(op, index)] if self._samples and (is_fisher or is_uneven) else None
         if index == 1:
             return fisher_operand_params(statistics, config, sample) if sample else operand_params(statistics, config)
@@ -179,7 +180,7 @@ def weight_part(config: LayerQuantConfig) -> LayerQuantConfig:
     Scales of codebooks, but for a power-of-two scale, are found by square error, whatever the calibration method.
     """
     default = LayerQuantConfig()
-    has_method = config.weight_scheme in (QuantizationScheme.UNIFORM, QuantizationScheme.POWER_OF_TWO)
+    has_method = config.weight_scheme in STEP_SCHEMES
     return replace(
         config,
         activation_bits=default.activation_bits,
@@ -208,6 +209,6 @@ def activation_part(index: int, config: LayerQuantConfig) -> LayerQuantConfig:
     )
     if index == 1:
         return replace(reset, activation_scheme=default.activation_scheme, use_symmetric=default.use_symmetric)
-    if config.activation_scheme in (QuantizationScheme.LOG2, QuantizationScheme.LLOYD):
+    if config.activation_scheme in UNEVEN_ACTIVATIONS:
         return replace(reset, calibration_method=default.calibration_method, percentile=default.percentile)
     return reset

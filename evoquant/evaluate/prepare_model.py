@@ -32,11 +32,11 @@ from evoquant.config.quantizers import CompensationSpec
 from evoquant.errors import DataError
 from evoquant.evaluate.metrics import divergence
 from evoquant.evaluate.operands import OperandCache, weight_part
-from evoquant.evaluate.simulate import Plan, SimulatedModel
+from evoquant.evaluate.simulate import SimulatedModel
 from evoquant.graph import CapturedModel
 from evoquant.space import uniform_plan
-from evoquant.space.legality import canonical
-from evoquant.types import LayerQuantConfig, ModelGraph, Op, QuantizationScheme
+from evoquant.space.presets import equal_steps_plan
+from evoquant.types import LayerQuantConfig, Op
 
 FORMAT_VERSION = 7
 GUARD_BITS = ((6, 6), (4, 8), (4, 4))
@@ -279,16 +279,10 @@ class _Judge:
         simulated = SimulatedModel(model, operands)
         losses = []
         for bits in GUARD_BITS:
-            simulated.apply(_in_equal_steps(model.graph, *bits))
+            # Uneven levels take long to find, and hide how uneven channels are.
+            simulated.apply(equal_steps_plan(model.graph, uniform_plan(model.graph, *bits)))
             losses.append(float(divergence(simulated(self._held_out), self._reference).mean().clamp_min(1e-12).log()))
         return tuple(losses)
-
-
-def _in_equal_steps(graph: ModelGraph, weight_bits: int, activation_bits: int) -> Plan:
-    """A uniform plan without uneven levels: these take long to find, and hide how uneven channels are."""
-    plan = uniform_plan(graph, weight_bits, activation_bits)
-    uniform = QuantizationScheme.UNIFORM
-    return {op.name: canonical(op, replace(plan[op.name], activation_scheme=uniform)) for op in graph.ops}
 
 
 _RoundedKey = tuple[str, LayerQuantConfig, bytes]

@@ -15,7 +15,7 @@ from evoquant.types import (
     QuantizationScheme,
 )
 from evoquant.types.precision import FLOAT
-from evoquant.types.support import support_problem
+from evoquant.types.support import UNEVEN_ACTIVATIONS, support_problem
 
 _DEFAULT = LayerQuantConfig()
 
@@ -70,7 +70,7 @@ def canonical(op: Op, config: LayerQuantConfig) -> LayerQuantConfig:
         )
     if config.activation_bits == FLOAT_BITS:
         config = replace(config, activation_scheme=_DEFAULT.activation_scheme, use_symmetric=_DEFAULT.use_symmetric)
-    is_uneven = config.activation_scheme in (QuantizationScheme.LOG2, QuantizationScheme.LLOYD)
+    is_uneven = config.activation_scheme in UNEVEN_ACTIVATIONS
     if is_uneven:
         config = replace(config, use_symmetric=_DEFAULT.use_symmetric)
     if config.weight_scheme in _CODEBOOKS and (is_uneven or config.activation_bits == FLOAT_BITS):

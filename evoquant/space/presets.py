@@ -64,6 +64,12 @@ def _uniform(op: Op, weight_bits: int, activation_bits: int, edge_bits: int) -> 
     return canonical(op, config)
 
 
+def equal_steps_plan(graph: ModelGraph, plan: Mapping[str, LayerQuantConfig]) -> dict[str, LayerQuantConfig]:
+    """The same plan with uniform codes for all activations, the output of a softmax too."""
+    uniform = QuantizationScheme.UNIFORM
+    return {op.name: canonical(op, replace(plan[op.name], activation_scheme=uniform)) for op in graph.ops}
+
+
 def _granularity(op: Op) -> QuantizationGranularity:
     is_matmul = op.kind is OpKind.MATMUL
     return QuantizationGranularity.PER_TENSOR if is_matmul else QuantizationGranularity.PER_CHANNEL

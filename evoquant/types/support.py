@@ -21,7 +21,10 @@ LOG2_SATURATION = (
     "any width, less than 4 uniform bits give. Use 'uniform'"
 )
 UNSIGNED_ONLY_ROLE = Role.ATTENTION_AV
-_STEP_SCHEMES = (QuantizationScheme.UNIFORM, QuantizationScheme.POWER_OF_TWO)
+STEP_SCHEMES = (QuantizationScheme.UNIFORM, QuantizationScheme.POWER_OF_TWO)
+"""Equal steps; of weights the only ones whose range a calibration method sets."""
+UNEVEN_ACTIVATIONS = (QuantizationScheme.LOG2, QuantizationScheme.LLOYD)
+"""Found in one way, whatever the calibration method."""
 FIXED_BITS = {QuantizationScheme.NORMAL: 4, QuantizationScheme.TERNARY: 2, QuantizationScheme.BINARY: 1}
 
 
@@ -55,7 +58,7 @@ def support_problem(config: LayerQuantConfig, op_kind: OpKind, role: Role, weigh
 
 def _weight_problem(config: LayerQuantConfig) -> str | None:
     scheme, bits = config.weight_scheme, config.weight_bits
-    if scheme in _STEP_SCHEMES:
+    if scheme in STEP_SCHEMES:
         if bits == 1:
             return f"weight_scheme '{scheme.value}' needs at least 2 bits, but got 1. Use 'binary'."
         if bits == FLOAT_BITS and scheme is not QuantizationScheme.UNIFORM:
