@@ -14,23 +14,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
 from evoquant.graph import CapturedModel
+from evoquant.quant.lattice import Lattice
 from evoquant.types import Op, OpKind
 
 ROWS = 1024
 """Rows kept of an operand, over all images."""
+
+_BLOCK = 65_536
+"""Values that all candidates are tried on at a time: they stay in the cache."""
 
 TEMPERATURE = 2.0
 """Divides logits for the gradient, so that images whose class is certain count too: few bits move them far."""
 
 WITH_HEADS = 4
 """Dimensions of an operand of a matmul that has heads on axis 1."""
+
+Key = TypeVar("Key")
+Sample = TypeVar("Sample")
 
 OperandKey = tuple[str, str, int]
 """Group, node and index of an operand: operations of one group that read one node share a quantizer."""
@@ -47,6 +54,26 @@ class OperandSample:
     def pooled(self) -> OperandSample:
         """The rows of all heads as one."""
         return OperandSample(self.values.flatten(0, 1)[None], self.gradients.flatten(0, 1)[None])
+
+    @property
+    def heads(self) -> list[OperandSample]:
+        """The rows of each head alone."""
+        parts = zip(torch.split(self.values, 1), torch.split(self.gradients, 1), strict=True)
+        return [OperandSample(values, gradients) for values, gradients in parts]
+
+    def costs(self, candidates: Iterable[tuple[Lattice, float]]) -> list[float]:
+        """Mean over rows of (g·Δx)² for each lattice and scale."""
+        tried = list(candidates)
+        values, gradients = self.values.flatten(0, 1), self.gradients.flatten(0, 1)
+        size = max(1, _BLOCK // values.shape[1])
+        totals = torch.zeros(len(tried), dtype=torch.float64)
+        for x, gradient in zip(torch.split(values, size), torch.split(gradients, size), strict=True):
+            points = torch.empty_like(x)
+            for number, (lattice, scale) in enumerate(tried):
+                torch.mul(x, 1.0 / scale, out=points)
+                error = lattice.nearest_(points).mul_(scale).sub_(x)
+                totals[number] += float(error.mul_(gradient).sum(1).square_().sum())
+        return [float(total) / len(values) for total in totals]
 
     def choose(self, rows: int, generator: torch.Generator) -> OperandSample:
         """At most so many rows, of all heads together, at random places that are the same for each head."""
@@ -93,19 +120,19 @@ def _fisher_direction(logits: Tensor, generator: torch.Generator) -> Tensor:
     return noise - probability * noise.sum(1, keepdim=True)
 
 
-class OperandSamples:
+class LazySamples(Generic[Key, Sample]):
     """Samples that are taken when the first of them is asked for; safe to share between threads.
 
     Args:
-        take: Takes the samples of all operands.
+        take: Takes all samples.
     """
 
-    def __init__(self, take: Callable[[], Mapping[OperandKey, OperandSample]]) -> None:
+    def __init__(self, take: Callable[[], Mapping[Key, Sample]]) -> None:
         self._take = take
-        self._taken: Mapping[OperandKey, OperandSample] | None = None
+        self._taken: Mapping[Key, Sample] | None = None
         self._lock = Lock()
 
-    def __getitem__(self, key: OperandKey) -> OperandSample:
+    def __getitem__(self, key: Key) -> Sample:
         with self._lock:
             if self._taken is None:
                 self._taken = self._take()

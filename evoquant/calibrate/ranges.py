@@ -36,8 +36,8 @@ def activation_params(
 
     Asymmetric codes start at 0 and their range contains zero, so zero is exact and the zero point is a code. Symmetric
     codes are signed, without zero point. ``calibration_method`` sets the range: the extremes; the two-sided
-    percentile; least square error (also where ``fisher`` is asked for, which ``fisher_activation_params`` sets);
-    least divergence. With more codes than bins (16 bits) a histogram cannot tell
+    percentile; least square error (also where ``fisher`` or ``ranking`` is asked for, which
+    ``cheapest_activation_params`` sets); least divergence. With more codes than bins (16 bits) a histogram cannot tell
     ranges apart, and the last two keep the extremes.
 
     A power-of-two scale is the exponent with the least square error near the range of the method. A log2 scale, and the
@@ -138,7 +138,7 @@ def _range(
     if codes[1] - codes[0] >= len(statistics.counts):
         return lowest, highest
     bins = statistics.occupied_bins()
-    if method in (CalibrationMethod.MSE, CalibrationMethod.FISHER):
+    if method is not CalibrationMethod.ENTROPY:
         criterion = mse_criterion(bins, statistics.bin_width, *codes, is_symmetric=is_symmetric)
         return search_range(criterion, lowest, highest, steps=MSE_STEPS, is_symmetric=is_symmetric)
     criterion = kl_criterion(bins, statistics.bin_width, *codes, is_symmetric=is_symmetric)

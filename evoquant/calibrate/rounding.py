@@ -180,7 +180,7 @@ class BlockRun:
         return out
 
     def _quantized(self, op: Op, index: int, x: Tensor) -> Tensor:
-        quantizer = self._quantizers[op.name, index]
+        quantizer = self._quantizers.get((op.name, index))
         params = getattr(quantizer, "params", None)
         is_even = isinstance(params, QuantParams) and params.codebook is None
         tolerance = float(params.scale.max()) if is_even and isinstance(params, QuantParams) else math.inf

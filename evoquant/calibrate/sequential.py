@@ -163,9 +163,14 @@ class _SideBySide(fx.Interpreter):
         known = [
             {node: _piece(kept, index, is_quantized=True) for node, kept in block.known.items()} for index in pieces
         ]
-        images = BlockImages(block.inputs, value.original, known, self._is_held_out)
         weighted = [op for op in ops.values() if op.weight_count]
         originals = {op.name: (self._weight(op), self._captured.bias(op.name)) for op in weighted}
+        targets = value.original
+        if self._share_of_float != 1.0:
+            unquantized = BlockRun(segment, {}, originals, {})
+            alone = [unquantized(x, known[index]) for index, x in enumerate(block.inputs)]
+            targets = [torch.lerp(*pair, self._share_of_float) for pair in zip(alone, targets, strict=True)]
+        images = BlockImages(block.inputs, targets, known, self._is_held_out)
         fitted = {op.name: self.weights[op.name] for op in weighted if op.name in self.weights}
         quantizers = {
             (op.name, index): self._quantizer(op, index, self._plan[op.name])

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from evoquant.calibrate import GELU_MINIMUM, SILU_MINIMUM, Statistics, activation_params, operand_params
 from evoquant.calibrate.compensate import QuantizedWeight, SplitError, compensate
-from evoquant.calibrate.fisher import OperandKey, OperandSamples, operand_key
-from evoquant.calibrate.fisher_range import fisher_activation_params, fisher_operand_params
+from evoquant.calibrate.fisher import LazySamples, OperandKey, OperandSample, operand_key
 from evoquant.calibrate.fitted import FittedParameters
 from evoquant.calibrate.moments import SplitMoments
+from evoquant.calibrate.range_by_cost import CostSample, cheapest_activation_params, cheapest_operand_params
+from evoquant.calibrate.ranking import ScoreSample, is_ranked
 from evoquant.config.quantizers import CompensationSpec
 from evoquant.evaluate.native_quantizer import fake_quantizer
 from evoquant.graph import CapturedModel
@@ -43,6 +44,7 @@ class OperandCache:
             least; the others are rounded to the nearest.
         compensation: How that weight is found.
         samples: Of all operands with gradients, for ranges by ``fisher`` and for log2 and lloyd codes.
+        scores: Operands of every product of queries and keys, for ranges by ``ranking``; None: ``fisher`` sets them.
     """
 
     def __init__(
@@ -52,11 +54,13 @@ class OperandCache:
         *,
         moments: Mapping[str, SplitMoments] | None = None,
         compensation: CompensationSpec | None = None,
-        samples: OperandSamples | None = None,
+        samples: LazySamples[OperandKey, OperandSample] | None = None,
+        scores: LazySamples[str, ScoreSample] | None = None,
     ) -> None:
         self.captured = captured
         self.statistics = statistics
         self._samples = samples
+        self._scores = scores
         self._moments = moments or {}
         self._compensation = compensation or CompensationSpec()
         self._given: Mapping[tuple[str, LayerQuantConfig], QuantizedWeight] = {}
@@ -110,6 +114,7 @@ class OperandCache:
             moments=self._moments,
             compensation=self._compensation,
             samples=self._samples,
+            scores=self._scores,
         )
         with self._lock:
             other._weights, other._kept_bytes = self._weights.copy(), self._kept_bytes
@@ -163,15 +168,24 @@ class OperandCache:
 
     def _params(self, op: Op, index: int, config: LayerQuantConfig) -> QuantParams:
         statistics = self.statistics[op.inputs[index]]
-        is_fisher = config.calibration_method is CalibrationMethod.FISHER
-        is_uneven = config.activation_scheme in UNEVEN_ACTIVATIONS
-        sample = self._samples[operand_key(op, index)] if self._samples and (is_fisher or is_uneven) else None
+        sample = self._sample(op, index, config)
         if index == 1:
-            return fisher_operand_params(statistics, config, sample) if sample else operand_params(statistics, config)
+            return cheapest_operand_params(statistics, config, sample) if sample else operand_params(statistics, config)
         lower_bound = KNOWN_MINIMA.get(self.captured.graph.node[op.inputs[index]].kind)
         if sample is None:
             return activation_params(statistics, config, lower_bound=lower_bound)
-        return fisher_activation_params(statistics, config, sample, lower_bound=lower_bound)
+        return cheapest_activation_params(statistics, config, sample, lower_bound=lower_bound)
+
+    def _sample(self, op: Op, index: int, config: LayerQuantConfig) -> CostSample | None:
+        """What an error of the operand costs, where the configuration goes by that."""
+        is_uneven = config.activation_scheme in UNEVEN_ACTIVATIONS
+        is_by_order = config.calibration_method is CalibrationMethod.RANKING and is_ranked(op) and not is_uneven
+        if is_by_order and self._scores is not None:
+            return self._scores[op.name].operand(index)
+        is_by_gradient = config.calibration_method in (CalibrationMethod.FISHER, CalibrationMethod.RANKING)
+        if self._samples is None or not (is_by_gradient or is_uneven):
+            return None
+        return self._samples[operand_key(op, index)]
 
 
 def weight_part(config: LayerQuantConfig) -> LayerQuantConfig:

@@ -12,11 +12,13 @@ from torch import nn
 
 from evoquant import models
 from evoquant.calibrate import Statistics, collect, load_or_collect, statistics_key
-from evoquant.calibrate.fisher import OperandKey, OperandSample, OperandSamples, sample_operands
+from evoquant.calibrate.fisher import LazySamples, OperandKey, OperandSample, sample_operands
 from evoquant.calibrate.fitted import FittedParameters
 from evoquant.calibrate.importance import GRADIENT_BATCH, position_importance
 from evoquant.calibrate.moments import SplitMoments, collect_moments
 from evoquant.calibrate.moments_cache import load_or_collect_moments, moments_key
+from evoquant.calibrate.ranking import IMAGES as SCORE_IMAGES
+from evoquant.calibrate.ranking import ScoreSample, sample_scores
 from evoquant.config import Experiment, ImageSet, experiment_hash
 from evoquant.data import ImageBatchSource, Transform, check_disjoint, load_images
 from evoquant.errors import ConfigurationError
@@ -109,6 +111,7 @@ def prepare(
         moments=moments,
         compensation=experiment.compensation,
         samples=samples_of(experiment, captured, sources["calibration"]),
+        scores=scores_of(captured, sources["calibration"]),
     )
     evaluator = AccuracyEvaluator(
         SimulatedModel(captured, operands),
@@ -213,7 +216,9 @@ def prepared(
     return improve(captured, batches, settings, experiment.compensation, known=known)
 
 
-def samples_of(experiment: Experiment, captured: CapturedModel, images: ImageBatchSource) -> OperandSamples:
+def samples_of(
+    experiment: Experiment, captured: CapturedModel, images: ImageBatchSource
+) -> LazySamples[OperandKey, OperandSample]:
     """Operands with gradients, taken when a range is set by them for the first time."""
 
     def take() -> Mapping[OperandKey, OperandSample]:
@@ -222,7 +227,12 @@ def samples_of(experiment: Experiment, captured: CapturedModel, images: ImageBat
         batches = (images.inputs(start, min(start + GRADIENT_BATCH, count)) for start in starts)
         return sample_operands(captured, batches, images=count)
 
-    return OperandSamples(take)
+    return LazySamples(take)
+
+
+def scores_of(captured: CapturedModel, images: ImageBatchSource) -> LazySamples[str, ScoreSample]:
+    """Queries and keys of some images, taken when a range is set by the order of their scores for the first time."""
+    return LazySamples(lambda: sample_scores(captured, images.inputs(0, min(len(images), SCORE_IMAGES))))
 
 
 def moments_of(

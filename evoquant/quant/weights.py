@@ -29,6 +29,8 @@ from evoquant.types import (
 from evoquant.types.precision import FLOAT_BITS, NORMAL_LEVELS
 from evoquant.types.support import check_supported
 
+_BY_SQUARE_ERROR = (CalibrationMethod.MSE, CalibrationMethod.FISHER, CalibrationMethod.RANKING)
+
 
 def weight_params(weight: Tensor, config: LayerQuantConfig, *, clip: Tensor | float | None = None) -> QuantParams:
     """Scales and zero points for a weight.
@@ -116,7 +118,7 @@ def _step_params(rows: Tensor, config: LayerQuantConfig, clip: Tensor | float | 
         bound = torch.as_tensor(clip, dtype=rows.dtype).reshape(-1)
         lower, upper = torch.maximum(lower, -bound), torch.minimum(upper, bound)
     scale, zero_point = step_scale(lower, upper, q_min, q_max, is_symmetric=config.weight_symmetric)
-    if clip is None and config.calibration_method in (CalibrationMethod.MSE, CalibrationMethod.FISHER):
+    if clip is None and config.calibration_method in _BY_SQUARE_ERROR:
         scale = scale * search_ratio(rows, scale, zero_point, q_min, q_max)
     elif clip is None and config.calibration_method is CalibrationMethod.ENTROPY:
         scale = scale * entropy_ratio(rows, scale, zero_point, q_min, q_max)

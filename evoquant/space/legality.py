@@ -13,6 +13,7 @@ from evoquant.types import (
     OpKind,
     QuantizationGranularity,
     QuantizationScheme,
+    Role,
 )
 from evoquant.types.precision import FLOAT
 from evoquant.types.support import UNEVEN_ACTIVATIONS, support_problem
@@ -47,6 +48,7 @@ def canonical(op: Op, config: LayerQuantConfig) -> LayerQuantConfig:
     * What stays in floating point has no scheme, symmetry, granularity or calibration.
     * The operands of a matmul are both activations: its weight bits follow the activation bits, uniformly.
     * Log2 activations have no zero point to choose. A percentile belongs to its calibration method alone.
+    * The order of scores is that of queries and keys; elsewhere it means their effect on the output.
     * One group per channel is a scale per channel.
     * Scales of normal, log2, ternary and binary weights are found by square error, log2 and lloyd activations in one
       way: beside each other, or beside floating-point activations, a calibration method has nothing to set.
@@ -75,6 +77,8 @@ def canonical(op: Op, config: LayerQuantConfig) -> LayerQuantConfig:
         config = replace(config, use_symmetric=_DEFAULT.use_symmetric)
     if config.weight_scheme in _CODEBOOKS and (is_uneven or config.activation_bits == FLOAT_BITS):
         config = replace(config, calibration_method=_DEFAULT.calibration_method)
+    if config.calibration_method is CalibrationMethod.RANKING and op.role is not Role.ATTENTION_QK:
+        config = replace(config, calibration_method=CalibrationMethod.FISHER)
     if config.calibration_method is not CalibrationMethod.PERCENTILE:
         config = replace(config, percentile=_DEFAULT.percentile)
     if op.kind is not OpKind.MATMUL and config.group_size == prod(op.weight_shape[1:]):

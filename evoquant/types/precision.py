@@ -59,6 +59,8 @@ class CalibrationMethod(StrEnum):
 
     ``FISHER`` weighs the error of an activation by its effect on the class probabilities; it needs gradients over the
     calibration images. Weights, and activations of which no gradients were sampled, get the least square error.
+    ``RANKING`` sets the ranges of q and k by the attention scores: how alike they stay, and which change their order;
+    it is ``FISHER`` everywhere else.
     """
 
     MIN_MAX = "minmax"
@@ -66,6 +68,7 @@ class CalibrationMethod(StrEnum):
     MSE = "mse"
     ENTROPY = "entropy"
     FISHER = "fisher"
+    RANKING = "ranking"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from evoquant.calibrate import TensorObserver, activation_params, operand_params
-from evoquant.calibrate.fisher import TEMPERATURE, OperandSample, OperandSamples, operand_key, sample_operands
-from evoquant.calibrate.fisher_range import fisher_activation_params, fisher_costs, fisher_operand_params
+from evoquant.calibrate.fisher import TEMPERATURE, LazySamples, OperandSample, operand_key, sample_operands
+from evoquant.calibrate.range_by_cost import cheapest_activation_params, cheapest_operand_params
 from evoquant.graph import capture
 from evoquant.quant import fake_quantize
 from evoquant.quant.params import lattice_of
@@ -90,7 +90,7 @@ def test_samples_are_taken_once_and_only_when_asked_for(samples):
         taken.append(True)
         return samples
 
-    lazy = OperandSamples(take)
+    lazy = LazySamples(take)
     assert not taken
     keys = list(samples)
     assert lazy[keys[0]] is samples[keys[0]]
@@ -107,7 +107,7 @@ def test_the_cost_is_at_most_that_of_other_methods(bits, symmetric, scheme):
     sample = OperandSample(values[None], gradients[None])
     config = LayerQuantConfig(activation_bits=bits, activation_scheme=scheme, use_symmetric=symmetric)
 
-    found = fisher_activation_params(statistics, config, sample)
+    found = cheapest_activation_params(statistics, config, sample)
 
     tolerance = 1.05 if scheme == "uniform" else 2.0
     for method in ("minmax", "mse", "percentile"):
@@ -124,7 +124,7 @@ def test_a_channel_without_effect_does_not_widen_the_range():
     gradients[:, 0] = 0.0
     statistics, config = statistics_of(values), LayerQuantConfig(activation_bits=4, use_symmetric=True)
 
-    found = fisher_activation_params(statistics, config, OperandSample(values[None], gradients[None]))
+    found = cheapest_activation_params(statistics, config, OperandSample(values[None], gradients[None]))
 
     assert float(found.scale) * found.q_max < 10.0
     assert float(activation_params(statistics, config).scale) * found.q_max > 30.0
@@ -134,7 +134,7 @@ def test_the_cost_is_the_one_that_is_searched():
     values, gradients = randn(50, 6), randn(50, 6, seed=1)
     params = activation_params(statistics_of(values), LayerQuantConfig(activation_bits=5))
     sample = OperandSample(values[None], gradients[None])
-    (found,) = fisher_costs(sample, [(lattice_of(params), float(params.scale))])
+    (found,) = sample.costs([(lattice_of(params), float(params.scale))])
     assert found == pytest.approx(cost(values, gradients, params), rel=1e-4)
 
 
@@ -142,7 +142,7 @@ def test_a_known_minimum_stays():
     values = torch.nn.functional.gelu(randn(300, 8))
     config = LayerQuantConfig(activation_bits=8)
     sample = OperandSample(values[None], torch.ones_like(values)[None])
-    found = fisher_activation_params(statistics_of(values), config, sample, lower_bound=-0.17)
+    found = cheapest_activation_params(statistics_of(values), config, sample, lower_bound=-0.17)
     assert -int(found.zero_point) * float(found.scale) >= -0.18
 
 
@@ -151,8 +151,8 @@ def test_log2_has_the_levels_that_cost_least():
     gradients = randn(300, 40, seed=1)
     config = LayerQuantConfig(activation_bits=4, activation_scheme="log2")
     sample = OperandSample(values[None], gradients[None])
-    octaves = fisher_activation_params(statistics_of(values), config, sample)
-    finer = fisher_activation_params(statistics_of(values), config, sample, octave_levels=(1, 2))
+    octaves = cheapest_activation_params(statistics_of(values), config, sample)
+    finer = cheapest_activation_params(statistics_of(values), config, sample, octave_levels=(1, 2))
     assert octaves.levels_per_octave == 1
     assert cost(values, gradients, finer) <= cost(values, gradients, octaves)
     assert cost(values, gradients, octaves) <= 1.01 * cost(
@@ -168,20 +168,20 @@ def test_operands_have_a_range_for_each_head():
     per_head = LayerQuantConfig(activation_bits=4, weight_bits=4, granularity="per_channel")
     whole = LayerQuantConfig(activation_bits=4, weight_bits=4, granularity="per_tensor")
 
-    found = fisher_operand_params(statistics, per_head, sample)
+    found = cheapest_operand_params(statistics, per_head, sample)
 
     assert found.axis == operand_params(statistics, per_head).axis == 1
     assert found.scale.shape == (3,)
     for head in range(3):
         alone = OperandSample(values[head : head + 1], gradients[head : head + 1])
-        own = fisher_operand_params(statistics_of(values[None, head : head + 1], axis=1), whole, alone)
+        own = cheapest_operand_params(statistics_of(values[None, head : head + 1], axis=1), whole, alone)
         assert float(found.scale[head]) == pytest.approx(float(own.scale), rel=0.05)
-    assert fisher_operand_params(statistics, whole, sample).scale.shape == ()
+    assert cheapest_operand_params(statistics, whole, sample).scale.shape == ()
 
 
 def test_many_bits_keep_the_least_square_error():
     values = randn(100, 8)
     config = LayerQuantConfig(activation_bits=16)
     sample = OperandSample(values[None], torch.zeros_like(values)[None])
-    found = fisher_activation_params(statistics_of(values), config, sample)
+    found = cheapest_activation_params(statistics_of(values), config, sample)
     assert torch.equal(found.scale, activation_params(statistics_of(values), config).scale)

@@ -1,9 +1,10 @@
-"""Clipping ranges with the least effect on the class probabilities, from samples of an operand and its gradient."""
+"""Clipping ranges that cost least, from samples of an operand that say what its error costs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -25,40 +26,38 @@ _LOG2_STEPS = 30
 GRADIENT_SHARE = 0.25
 """Of the weight of a value, for ``lloyd``: as much follows the square of its own gradient, which is noisy, the rest its
 mean. DeiT-Tiny with 4-bit activations and float weights: 0.149 with 1, 0.126 with a half, 0.114 with a quarter."""
-_BLOCK = 65_536
-"""Values that all candidates are tried on at a time: they stay in the cache."""
 
 
-def fisher_costs(sample: OperandSample, candidates: Iterable[tuple[Lattice, float]]) -> list[float]:
-    """Mean over rows of (g·Δx)² for each lattice and scale."""
-    tried = list(candidates)
-    values, gradients = sample.values.flatten(0, 1), sample.gradients.flatten(0, 1)
-    size = max(1, _BLOCK // values.shape[1])
-    totals = torch.zeros(len(tried), dtype=torch.float64)
-    for x, gradient in zip(torch.split(values, size), torch.split(gradients, size), strict=True):
-        points = torch.empty_like(x)
-        for number, (lattice, scale) in enumerate(tried):
-            torch.mul(x, 1.0 / scale, out=points)
-            error = lattice.nearest_(points).mul_(scale).sub_(x)
-            totals[number] += float(error.mul_(gradient).sum(1).square_().sum())
-    return [float(total) / len(values) for total in totals]
+class CostSample(Protocol):
+    """What an error in an operand costs: ``OperandSample`` by gradients, ``ScoreOperand`` by attention scores."""
+
+    @property
+    def pooled(self) -> Self:
+        """All heads with one range."""
+
+    @property
+    def heads(self) -> Sequence[Self]:
+        """Each head alone."""
+
+    def costs(self, candidates: Iterable[tuple[Lattice, float]]) -> list[float]:
+        """The cost of each lattice and scale."""
 
 
-def fisher_criterion(sample: OperandSample, q_min: int, q_max: int, *, is_symmetric: bool) -> Criterion:
+def cost_criterion(sample: CostSample, q_min: int, q_max: int, *, is_symmetric: bool) -> Criterion:
     """The cost of each range with uniform codes."""
 
     def criterion(lower: Tensor, upper: Tensor) -> Tensor:
         scale, zero_point = step_scale(lower, upper, q_min, q_max, is_symmetric=is_symmetric)
         lattices = [StepLattice(q_min - shift, q_max - shift) for shift in zero_point.tolist()]
-        return torch.tensor(fisher_costs(sample, zip(lattices, scale.tolist(), strict=True)))
+        return torch.tensor(sample.costs(zip(lattices, scale.tolist(), strict=True)))
 
     return criterion
 
 
-def fisher_activation_params(
+def cheapest_activation_params(
     statistics: TensorStatistics,
     config: LayerQuantConfig,
-    sample: OperandSample,
+    sample: CostSample,
     *,
     lower_bound: float | None = None,
     octave_levels: Sequence[int] = (1,),
@@ -81,6 +80,7 @@ def fisher_activation_params(
     lowest = min(statistics.minimum if lower_bound is None else lower_bound, 0.0)
     highest, sample = max(statistics.maximum, 0.0), sample.pooled
     if config.activation_scheme is QuantizationScheme.LLOYD:
+        assert isinstance(sample, OperandSample), "levels follow gradients, whatever the method"
         return lloyd_params(_weighted(sample, lowest, highest), config.activation_bits)
     base = activation_params(statistics, _by_square_error(config), lower_bound=lower_bound)
     if base.scheme is QuantizationScheme.LOG2:
@@ -94,7 +94,7 @@ def fisher_activation_params(
     return replace(base, scale=scale[0], zero_point=zero_point[0].to(torch.int32))
 
 
-def fisher_operand_params(statistics: TensorStatistics, config: LayerQuantConfig, sample: OperandSample) -> QuantParams:
+def cheapest_operand_params(statistics: TensorStatistics, config: LayerQuantConfig, sample: CostSample) -> QuantParams:
     """Parameters of the second operand of an attention matmul: symmetric, for each head apart with ``PER_CHANNEL``.
 
     Raises:
@@ -106,10 +106,7 @@ def fisher_operand_params(statistics: TensorStatistics, config: LayerQuantConfig
     if base.axis is None:
         return replace(base, scale=_symmetric_scale(base, sample.pooled, statistics.minimum, statistics.maximum))
     extremes = zip(statistics.channel_minimum.tolist(), statistics.channel_maximum.tolist(), strict=True)
-    scales = [
-        _symmetric_scale(base, OperandSample(values[None], gradients[None]), *ends)
-        for values, gradients, ends in zip(sample.values, sample.gradients, extremes, strict=True)
-    ]
+    scales = [_symmetric_scale(base, head, *ends) for head, ends in zip(sample.heads, extremes, strict=True)]
     return replace(base, scale=torch.stack(scales))
 
 
@@ -118,21 +115,21 @@ def _by_square_error(config: LayerQuantConfig) -> LayerQuantConfig:
 
 
 def _least_costly(
-    base: QuantParams, sample: OperandSample, lowest: float, highest: float, *, is_symmetric: bool
+    base: QuantParams, sample: CostSample, lowest: float, highest: float, *, is_symmetric: bool
 ) -> tuple[Tensor, Tensor]:
     if lowest == highest:
         return torch.tensor([lowest]), torch.tensor([highest])
-    criterion = fisher_criterion(sample, base.q_min, base.q_max, is_symmetric=is_symmetric)
+    criterion = cost_criterion(sample, base.q_min, base.q_max, is_symmetric=is_symmetric)
     lower, upper = search_range(criterion, lowest, highest, steps=STEPS, is_symmetric=is_symmetric)
     return torch.tensor([lower]), torch.tensor([upper])
 
 
-def _symmetric_scale(base: QuantParams, sample: OperandSample, minimum: float, maximum: float) -> Tensor:
+def _symmetric_scale(base: QuantParams, sample: CostSample, minimum: float, maximum: float) -> Tensor:
     ends = _least_costly(base, sample, min(minimum, 0.0), max(maximum, 0.0), is_symmetric=True)
     return step_scale(*ends, base.q_min, base.q_max, is_symmetric=True)[0][0]
 
 
-def _power_of_two(base: QuantParams, real: float, ends: tuple[Tensor, Tensor], sample: OperandSample) -> QuantParams:
+def _power_of_two(base: QuantParams, real: float, ends: tuple[Tensor, Tensor], sample: CostSample) -> QuantParams:
     """The power of two near a real scale, with the zero point of its range."""
     scales = torch.exp2(torch.tensor(real).log2().ceil() + torch.tensor(EXPONENT_OFFSETS))
     if base.q_min < 0:
@@ -146,7 +143,7 @@ def _power_of_two(base: QuantParams, real: float, ends: tuple[Tensor, Tensor], s
     return replace(base, scale=scales[best], zero_point=zero_points[best].to(torch.int32))
 
 
-def _log2(base: QuantParams, maximum: float, sample: OperandSample, octave_levels: Sequence[int]) -> QuantParams:
+def _log2(base: QuantParams, maximum: float, sample: CostSample, octave_levels: Sequence[int]) -> QuantParams:
     """The greatest level, and the levels of an octave, whose rounding of attention weights costs least."""
     scales = [maximum * step / _LOG2_STEPS for step in range(_LOG2_STEPS, _LOG2_STEPS // 5, -1)]
     choices = [(levels, max(scale, SMALLEST_SCALE)) for levels in octave_levels for scale in scales]
@@ -155,8 +152,8 @@ def _log2(base: QuantParams, maximum: float, sample: OperandSample, octave_level
     return replace(base, scale=torch.tensor(scale), levels_per_octave=levels)
 
 
-def _cheapest(candidates: Iterable[tuple[Lattice, float]], sample: OperandSample) -> int:
-    costs = fisher_costs(sample, candidates)
+def _cheapest(candidates: Iterable[tuple[Lattice, float]], sample: CostSample) -> int:
+    costs = sample.costs(candidates)
     return costs.index(min(costs))
 
 
