@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from evoquant.evaluate.simulate import Plan, SimulatedModel
 from evoquant.evaluate.workbench import Workbench
 
 SHARES_OF_FLOAT = (0.0, 1.0)
-"""What a weight is fitted to: the output that the operation alone loses, or also what was lost before it."""
+"""What a weight, and a block, is fitted to: the output that it alone loses, or also what was lost before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,26 +81,27 @@ def fit_finalist(bench: Workbench, plan: Plan) -> tuple[Finalist, FitReport]:
         model.apply(plan)
         return float(divergence(model(held_out), reference).mean())
 
-    found = {"search": FittedParameters()}
-    divergences = {"search": judged(found["search"])}
+    found: dict[str, FittedParameters] = {}
+    divergences: dict[str, float] = {}
+
+    def consider(name: str, fitted: FittedParameters) -> None:
+        loss = judged(fitted)
+        if loss < divergences.get(name, math.inf):
+            found[name], divergences[name] = fitted, loss
+
+    consider("search", FittedParameters())
     operands = bench.evaluator.operands
     importance = position_importance(bench.captured, batches, settings.gradient_share)
     in_order = partial(
         fit_sequentially, bench.captured, plan, batches, operands.quantizer, settings, importance=importance
     )
-    best_share = SHARES_OF_FLOAT[0]
     for share in SHARES_OF_FLOAT:
-        fitted = FittedParameters(in_order(share_of_float=share))
-        loss = judged(fitted)
-        if loss < divergences.get("sequential", float("inf")):
-            found["sequential"], divergences["sequential"], best_share = fitted, loss, share
-    if settings.rounding.iterations:
-        found["learned"] = FittedParameters(in_order(share_of_float=best_share, rounding=settings.rounding))
-        divergences["learned"] = judged(found["learned"])
+        consider("sequential", FittedParameters(in_order(share_of_float=share)))
+        if settings.rounding.iterations:
+            consider("learned", FittedParameters(in_order(share_of_float=share, rounding=settings.rounding)))
     if settings.distillation.steps:
         start = operands.parameters(plan)
-        found["distilled"] = distil(bench.captured, start, images[~is_held_out], settings.distillation)
-        divergences["distilled"] = judged(found["distilled"])
+        consider("distilled", distil(bench.captured, start, images[~is_held_out], settings.distillation))
     kept = min(divergences, key=lambda name: divergences[name])
     report = FitReport(kept, divergences, int(is_held_out.sum()), perf_counter() - started)
     return Finalist(plan, found[kept]), report

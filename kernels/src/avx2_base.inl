@@ -22,6 +22,20 @@ inline void vstore_s16(int16_t* p, vi x) { _mm_storeu_si128((__m128i*)p, words(x
 inline void vstore_s8(int8_t* p, vi x) { _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(words(x), words(x))); }
 inline void vstore_u8(uint8_t* p, vi x) { _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(words(x), words(x))); }
 
+#define EQ_OWN_STORE4
+inline void vstore4_u8(uint8_t* p, ptrdiff_t pitch, const vi* x, int zero_point) {
+  const __m256i zero = _mm256_set1_epi16((short)zero_point);
+  const __m256i low = _mm256_add_epi16(_mm256_packs_epi32((__m256i)x[0], (__m256i)x[1]), zero);
+  const __m256i high = _mm256_add_epi16(_mm256_packs_epi32((__m256i)x[2], (__m256i)x[3]), zero);
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order);
+  const __m128i first = _mm256_castsi256_si128(bytes), last = _mm256_extracti128_si256(bytes, 1);
+  _mm_storel_epi64((__m128i*)p, first);
+  _mm_storeh_pd((double*)(p + pitch), _mm_castsi128_pd(first));
+  _mm_storel_epi64((__m128i*)(p + 2 * pitch), last);
+  _mm_storeh_pd((double*)(p + 3 * pitch), _mm_castsi128_pd(last));
+}
+
 inline __m256i first_lanes(int count) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }

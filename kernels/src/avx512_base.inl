@@ -18,6 +18,19 @@ inline void vstore_u8(uint8_t* p, vi x) { _mm_storeu_si128((__m128i*)p, _mm512_c
 inline void vstore_s8(int8_t* p, vi x) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)x)); }
 inline void vstore_s16(int16_t* p, vi x) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)x)); }
 
+#define EQ_OWN_STORE4
+inline void vstore4_u8(uint8_t* p, ptrdiff_t pitch, const vi* x, int zero_point) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i zero = _mm512_set1_epi16((short)zero_point);
+  const __m512i low = _mm512_add_epi16(_mm512_packs_epi32((__m512i)x[0], (__m512i)x[1]), zero);
+  const __m512i high = _mm512_add_epi16(_mm512_packs_epi32((__m512i)x[2], (__m512i)x[3]), zero);
+  const __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high));
+  _mm_storeu_si128((__m128i*)p, _mm512_castsi512_si128(bytes));
+  _mm_storeu_si128((__m128i*)(p + pitch), _mm512_extracti32x4_epi32(bytes, 1));
+  _mm_storeu_si128((__m128i*)(p + 2 * pitch), _mm512_extracti32x4_epi32(bytes, 2));
+  _mm_storeu_si128((__m128i*)(p + 3 * pitch), _mm512_extracti32x4_epi32(bytes, 3));
+}
+
 inline vf vload_part(const float* p, int count) { return (vf)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), p); }
 inline void vstore_part(float* p, vf x, int count) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), (__m512)x); }
 
