@@ -18,8 +18,9 @@ from typing import Any
 from evoquant.api import compare_quantization_methods
 from evoquant.config import Experiment, load_experiment
 from evoquant.config.preparation import RescalingStep
-from evoquant.config.quantizers import CompensationSpec, DistillationSpec, RoundingSpec
-from evoquant.evaluate.methods import METHODS, PRECISIONS, Method, in_equal_steps
+from evoquant.config.quantizers import CompensationSpec, RoundingSpec
+from evoquant.evaluate.methods import METHODS, PRECISIONS, Method, in_equal_steps, uniform_by
+from evoquant.types import CalibrationMethod
 
 NEAREST = CompensationSpec(
     weight_compensation="none",
@@ -27,7 +28,6 @@ NEAREST = CompensationSpec(
     gradient_share=0.0,
     ridges=(),
     rounding=RoundingSpec(iterations=0),
-    distillation=DistillationSpec(steps=0),
 )
 RESCALING: tuple[RescalingStep, ...] = ("depthwise", "norms", "chains", "similarities", "values")
 
@@ -36,8 +36,13 @@ def steps() -> list[Method]:
     """The steps, each with all that come before it."""
     full = METHODS["full"]
     found = [replace(METHODS["minmax"], name="plain min-max")]
-    uneven = replace(full, name="+ uneven levels", rescaling=(), compensation=NEAREST)
-    found.append(replace(uneven, name="+ ranges by Fisher cost", make_plan=in_equal_steps(full.plan)))
+    uneven = replace(full, name="+ uneven levels of activations", rescaling=(), compensation=NEAREST)
+    for method, name in (
+        (CalibrationMethod.FISHER, "+ ranges by Fisher cost"),
+        (CalibrationMethod.RANKING, "(instead, q and k by the order of scores)"),
+    ):
+        found.append(replace(uneven, name=name, make_plan=in_equal_steps(uniform_by(method))))
+    found.append(replace(uneven, name="+ normal levels of weights", make_plan=in_equal_steps(full.make_plan)))
     found.append(uneven)
     for count, step in enumerate(RESCALING, 1):
         found.append(replace(uneven, name=f"+ rescaling: {step}", rescaling=RESCALING[:count]))
@@ -47,13 +52,11 @@ def steps() -> list[Method]:
     weighted = compensated.model_copy(update={"gradient_share": CompensationSpec().gradient_share})
     ridge = weighted.model_copy(update={"ridges": CompensationSpec().ridges})
     learned = ridge.model_copy(update={"rounding": RoundingSpec()})
-    distilled = learned.model_copy(update={"distillation": DistillationSpec()})
     found.append(replace(rescaled, name="+ bias correction", compensation=bias))
     found.append(replace(rescaled, name="+ weight compensation", compensation=compensated))
     found.append(replace(rescaled, name="+ positions weighted by gradients", compensation=weighted))
     found.append(replace(rescaled, name="+ fitted in order, with ridge", compensation=ridge, is_fitted=True))
     found.append(replace(rescaled, name="+ learned rounding", compensation=learned, is_fitted=True))
-    found.append(replace(rescaled, name="+ distillation", compensation=distilled, is_fitted=True))
     return found
 
 

@@ -157,7 +157,7 @@ def judged_plan(
         if save is not None:
             save_finalist(plan, save)
     if isinstance(plan, Finalist):
-        bench = bench.with_fitted(plan.plan, plan.fitted)
+        bench = bench.with_weights(plan.plan, plan.weights)
         plan = plan.plan
     figures = judge(bench, plan, split)
     fit = None if report is None else report.to_dict()

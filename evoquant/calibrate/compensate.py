@@ -40,7 +40,7 @@ class QuantizedWeight:
         weight: Quantized and dequantized, in its stored shape: every value lies on the grid of ``params``.
         params: Scales and zero points.
         bias: The bias that goes with it, (out,); None: the operation's own.
-        steps: What was kept: ``nearest``, ``bias``, ``gptq``, ``refine``, ``ridge``, ``learned``, ``distilled``.
+        steps: What was kept: ``nearest``, ``bias``, ``gptq``, ``refine``, ``ridge``, ``learned``.
         error: Output error on the held-out images, relative to that of rounding to the nearest; 1 where it is kept.
     """
 

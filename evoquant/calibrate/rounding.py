@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, fx
 
 from evoquant.calibrate.compensate import QuantizedWeight
-from evoquant.calibrate.learned import STEPS_FROM_ROUNDING, by_element, learns_codes
 from evoquant.calibrate.segment import Segment, relative_error, straight_through
 from evoquant.config.quantizers import RoundingSpec
 from evoquant.quant import QuantParams
 from evoquant.quant.params import lattice_of
-from evoquant.types import Op
+from evoquant.types import Op, QuantizationScheme
+
+STEPS_FROM_ROUNDING = 0.4
+"""Latent codes start at the float weight, but no farther from their code than this, so no code changes at first."""
 
 Quantizers = Mapping[tuple[str, int], Callable[[Tensor], Tensor] | None]
 """Quantizers of activation operands by operation and index."""
@@ -60,8 +62,8 @@ class _Learning:
     def __init__(self, original: Tensor, stored: QuantizedWeight, bias: Tensor | None) -> None:
         self.stored = stored
         params = stored.params
-        self.is_learned = learns_codes(params)
-        self.scale, shift = (by_element(values, params, original) for values in (params.scale, params.zero_point))
+        self.is_learned = _learns_codes(params)
+        self.scale, shift = (_by_element(values, params, original) for values in (params.scale, params.zero_point))
         self.step, self.lattice = params.least_step, lattice_of(params, zero_point=shift)
         codes = stored.weight / (self.scale * self.step)
         distance = (original / (self.scale * self.step) - codes).clamp(-STEPS_FROM_ROUNDING, STEPS_FROM_ROUNDING)
@@ -206,3 +208,15 @@ def _descend(run: BlockRun, images: BlockImages, pieces: Sequence[int], settings
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
+
+
+def _learns_codes(params: QuantParams) -> bool:
+    """Whether codes can follow a gradient: their points lie about evenly."""
+    return params.codebook is None or params.scheme is QuantizationScheme.NORMAL
+
+
+def _by_element(values: Tensor, params: QuantParams, weight: Tensor) -> Tensor:
+    """Scales or zero points in a shape that broadcasts to the weight."""
+    if params.group_size is not None:
+        return values.repeat_interleave(params.group_size, dim=1).reshape(weight.shape)
+    return values.reshape(-1, *[1] * (weight.ndim - 1)) if params.axis is not None else values

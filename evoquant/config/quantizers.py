@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 
 Dampings = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 
@@ -27,29 +27,6 @@ class RoundingSpec(BaseModel):
     seed: int = 0
 
 
-class DistillationSpec(BaseModel):
-    """How a finalist learns from the floating-point model, starting with the weights of the search.
-
-    Attributes:
-        steps: Steps of the whole network; 0 leaves learning out.
-        batch_size: Images of a step, each changed at random.
-        code_rate: Rate of the codes of weights, in codes.
-        scale_rate: Rate of the scales of weights and activations, as a share of them.
-        bias_rate: Rate of biases, as a share of the root mean square of the operation's output, and of norms, as a
-            share of that of the norm's weight.
-        seed: Of the images and of their changes.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    steps: NonNegativeInt = 150
-    batch_size: PositiveInt = 8
-    code_rate: NonNegativeFloat = 0.005
-    scale_rate: NonNegativeFloat = 0.002
-    bias_rate: NonNegativeFloat = 0.001
-    seed: int = 0
-
-
 class CompensationSpec(BaseModel):
     """How the error of rounding weights is made good. Each step is kept only where held-out images confirm it.
 
@@ -64,7 +41,6 @@ class CompensationSpec(BaseModel):
         ridges: For finalists: penalties to choose from when weights also make good what quantized inputs lack, as
             shares of the mean variance of the inputs. Empty leaves that out.
         rounding: For finalists: how the rounding of whole blocks is learned.
-        distillation: For finalists: how all that the plan leaves free learns from the floating-point model.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,7 +52,6 @@ class CompensationSpec(BaseModel):
     refinement_sweeps: NonNegativeInt = 1
     ridges: tuple[PositiveFloat, ...] = (0.001, 0.01, 0.1, 1.0)
     rounding: RoundingSpec = RoundingSpec()
-    distillation: DistillationSpec = DistillationSpec()
 
     @property
     def is_active(self) -> bool:

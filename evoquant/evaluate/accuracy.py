@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from evoquant.calibrate.fitted import FittedParameters
+from evoquant.calibrate.compensate import QuantizedWeight
 from evoquant.errors import ModelError, RunError
 from evoquant.evaluate.metrics import Accuracy, Scores, accuracy_of, require_finite, score_images
 from evoquant.evaluate.operands import OperandCache
@@ -99,9 +99,9 @@ class AccuracyEvaluator:
         """The prepared images of a split."""
         return self._splits[split]
 
-    def with_fitted(self, plan: Plan, fitted: FittedParameters) -> AccuracyEvaluator:
-        """An evaluator that judges this plan, and whatever agrees with it, with what was fitted to it."""
-        operands = self.operands.with_fitted(plan, fitted)
+    def with_weights(self, plan: Plan, weights: Mapping[str, QuantizedWeight]) -> AccuracyEvaluator:
+        """An evaluator that judges this plan, and whatever agrees with it, with weights that were fitted to it."""
+        operands = self.operands.with_weights(plan, weights)
         return AccuracyEvaluator(SimulatedModel(operands.captured, operands), self._splits, threads=self._threads)
 
     def clone(self) -> AccuracyEvaluator:

@@ -1,4 +1,4 @@
-"""A plan with parameters of its own: what is worth more time than a candidate of a search gets."""
+"""A plan with weights of its own: what is worth more time than a candidate of a search gets."""
 
 from __future__ import annotations
 
@@ -14,39 +14,38 @@ from torch import Tensor
 
 from evoquant.calibrate.cache import write_whole
 from evoquant.calibrate.compensate import QuantizedWeight
-from evoquant.calibrate.fitted import FittedParameters
 from evoquant.errors import DataError
 from evoquant.evaluate.simulate import Plan
 from evoquant.quant import QuantParams
 from evoquant.types import LayerQuantConfig, QuantizationScheme
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _METADATA = "evoquant.finalist"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Finalist:
-    """A plan with what was fitted to it as a whole.
+    """A plan with weights that were fitted to it as a whole.
 
     Attributes:
         plan: Precision of every operation.
-        fitted: Weights, norms, and scales of activations; what is not in it is as in the search.
+        weights: By operation: the quantized weight, its scales, and the bias that goes with it; others are as in the
+            search.
     """
 
     plan: Plan
-    fitted: FittedParameters
+    weights: Mapping[str, QuantizedWeight]
 
 
 def save_finalist(finalist: Finalist, path: Path) -> None:
-    """Write plan, weights, scales, biases and norms to one safetensors file, all or nothing.
+    """Write plan, weights, scales and biases to one safetensors file, all or nothing.
 
     Raises:
         DataError: If the file cannot be written.
     """
-    fitted = finalist.fitted
-    tensors = {f"norm/{norm}": value.contiguous() for norm, value in fitted.norms.items()}
+    tensors: dict[str, Tensor] = {}
     weights: dict[str, Any] = {}
-    for name, stored in fitted.weights.items():
+    for name, stored in finalist.weights.items():
         tensors[f"{name}/weight"] = stored.weight.contiguous()
         if stored.bias is not None:
             tensors[f"{name}/bias"] = stored.bias.contiguous()
@@ -59,11 +58,6 @@ def save_finalist(finalist: Finalist, path: Path) -> None:
         "version": FORMAT_VERSION,
         "plan": {name: config.to_dict() for name, config in finalist.plan.items()},
         "weights": weights,
-        "norms": list(fitted.norms),
-        "activations": [
-            {"operand": key, "params": _described(f"activation/{index}", params, tensors)}
-            for index, (key, params) in enumerate(fitted.activations.items())
-        ],
     }
     write_whole(path, save(tensors, metadata={_METADATA: json.dumps(header)}))
 
@@ -98,13 +92,8 @@ def _read(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Finalist:
         )
         for name, stored in header["weights"].items()
     }
-    norms = {name: tensors[f"norm/{name}"] for name in header["norms"]}
-    activations = {}
-    for index, stored in enumerate(header["activations"]):
-        group, node, operand = stored["operand"]
-        activations[group, node, operand] = _params(f"activation/{index}", stored["params"], tensors)
     plan = {name: LayerQuantConfig.from_dict(config) for name, config in header["plan"].items()}
-    return Finalist(plan, FittedParameters(weights, norms, activations))
+    return Finalist(plan, weights)
 
 
 def _described(name: str, params: QuantParams, tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from evoquant.calibrate.augment import with_changes
-from evoquant.calibrate.distillation import distil
-from evoquant.calibrate.fitted import FittedParameters
+from evoquant.calibrate.compensate import QuantizedWeight
 from evoquant.calibrate.importance import position_importance
 from evoquant.calibrate.moments import HELD_OUT_EVERY
 from evoquant.calibrate.sequential import fit_sequentially
@@ -32,8 +31,7 @@ class FitReport:
 
     Attributes:
         kept: ``search``: the weights of the search; ``sequential``: fitted one after the other to quantized inputs;
-            ``learned``: the rounding of blocks is learned as well; ``distilled``: all that the plan leaves free, from
-            the weights of the search on, is taught by the floating-point model.
+            ``learned``: the rounding of blocks is learned as well.
         divergences: Mean divergence on the calibration images that nothing was fitted to and on random changes of
             them, in nats, of what was tried.
         held_out_images: How many those are.
@@ -51,7 +49,7 @@ class FitReport:
 
 
 def fit_finalist(bench: Workbench, plan: Plan) -> tuple[Finalist, FitReport]:
-    """Fit the parameters of a plan to the calibration images: weights in the order of computation, or all at once.
+    """Fit the weights of a plan to the calibration images, in the order of computation.
 
     Each way is tried, and the one is kept with the least divergence on calibration images that nothing was fitted to.
     As these also choose between regularizations of single weights, they are no test: judge on other images.
@@ -61,7 +59,7 @@ def fit_finalist(bench: Workbench, plan: Plan) -> tuple[Finalist, FitReport]:
         plan: Precision of every operation.
 
     Returns:
-        The plan with its parameters (none where those of the search are kept), and what it brought.
+        The plan with its weights (none where those of the search are kept), and what it brought.
 
     Raises:
         DataError: If there are too few calibration images.
@@ -75,33 +73,30 @@ def fit_finalist(bench: Workbench, plan: Plan) -> tuple[Finalist, FitReport]:
     held_out = with_changes(images[is_held_out])
     reference = bench.captured(held_out)
 
-    def judged(fitted: FittedParameters) -> float:
-        operands = bench.evaluator.operands.with_fitted(plan, fitted)
+    def judged(weights: Mapping[str, QuantizedWeight]) -> float:
+        operands = bench.evaluator.operands.with_weights(plan, weights)
         model = SimulatedModel(operands.captured, operands)
         model.apply(plan)
         return float(divergence(model(held_out), reference).mean())
 
-    found: dict[str, FittedParameters] = {}
+    found: dict[str, Mapping[str, QuantizedWeight]] = {}
     divergences: dict[str, float] = {}
 
-    def consider(name: str, fitted: FittedParameters) -> None:
-        loss = judged(fitted)
+    def consider(name: str, weights: Mapping[str, QuantizedWeight]) -> None:
+        loss = judged(weights)
         if loss < divergences.get(name, math.inf):
-            found[name], divergences[name] = fitted, loss
+            found[name], divergences[name] = weights, loss
 
-    consider("search", FittedParameters())
+    consider("search", {})
     operands = bench.evaluator.operands
     importance = position_importance(bench.captured, batches, settings.gradient_share)
     in_order = partial(
         fit_sequentially, bench.captured, plan, batches, operands.quantizer, settings, importance=importance
     )
     for share in SHARES_OF_FLOAT:
-        consider("sequential", FittedParameters(in_order(share_of_float=share)))
+        consider("sequential", in_order(share_of_float=share))
         if settings.rounding.iterations:
-            consider("learned", FittedParameters(in_order(share_of_float=share, rounding=settings.rounding)))
-    if settings.distillation.steps:
-        start = operands.parameters(plan)
-        consider("distilled", distil(bench.captured, start, images[~is_held_out], settings.distillation))
+            consider("learned", in_order(share_of_float=share, rounding=settings.rounding))
     kept = min(divergences, key=lambda name: divergences[name])
     report = FitReport(kept, divergences, int(is_held_out.sum()), perf_counter() - started)
     return Finalist(plan, found[kept]), report

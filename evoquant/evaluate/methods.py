@@ -13,7 +13,7 @@ import torch
 
 from evoquant.config import Experiment
 from evoquant.config.preparation import RescalingStep
-from evoquant.config.quantizers import CompensationSpec, DistillationSpec, RoundingSpec
+from evoquant.config.quantizers import CompensationSpec, RoundingSpec
 from evoquant.errors import UnknownNameError
 from evoquant.evaluate.metrics import divergence
 from evoquant.evaluate.simulate import Plan
@@ -74,7 +74,9 @@ def _preset(bench: Workbench, precision: str) -> Plan:
     return preset_plan(precision, bench.captured.graph, bench.classes)
 
 
-def _by(method: CalibrationMethod) -> Callable[[Workbench, str], Plan]:
+def uniform_by(method: CalibrationMethod) -> Callable[[Workbench, str], Plan]:
+    """The plans at uniform precisions whose ranges are set by one method."""
+
     def plan(bench: Workbench, precision: str) -> Plan:
         graph = bench.captured.graph
         uniform = uniform_plan(graph, *UNIFORM_PRESETS[precision])
@@ -107,7 +109,7 @@ def _log2(bench: Workbench, _precision: str) -> Plan:
 def _bridge(bench: Workbench, precision: str) -> Plan:
     """For each bridge the granularity and symmetry with the least divergence, one after the other."""
     graph = bench.captured.graph
-    plan = dict(_by(CalibrationMethod.FISHER)(bench, precision))
+    plan = dict(uniform_by(CalibrationMethod.FISHER)(bench, precision))
     images = bench.calibration.inputs(0, min(BRIDGE_IMAGES, len(bench.calibration)))
     reference = bench.captured(images)
     model = bench.evaluator.copy_of_model()
@@ -135,7 +137,7 @@ METHODS: Mapping[str, Method] = {
         Method(
             "minmax",
             "uniform, ranges from the extremes",
-            in_equal_steps(_by(CalibrationMethod.MIN_MAX)),
+            in_equal_steps(uniform_by(CalibrationMethod.MIN_MAX)),
             rescaling=(),
             compensation=_PLAIN,
         ),
@@ -149,19 +151,17 @@ METHODS: Mapping[str, Method] = {
             compensation=_PLAIN,
         ),
         Method("bridge", "Q-HyViT-type: Fisher ranges, bridges chosen", _bridge, True, ("depthwise",), _PLAIN),
-        Method("repq", "RepQ-type: norms rescaled", _by(CalibrationMethod.MSE), True, ("norms",), _PLAIN),
+        Method("repq", "RepQ-type: norms rescaled", uniform_by(CalibrationMethod.MSE), True, ("norms",), _PLAIN),
         Method(
             "erq",
             "ERQ-type: norms rescaled, ridge and compensation",
-            _by(CalibrationMethod.MSE),
+            uniform_by(CalibrationMethod.MSE),
             rescaling=("norms",),
-            compensation=CompensationSpec(
-                gradient_share=0.0, rounding=RoundingSpec(iterations=0), distillation=DistillationSpec(steps=0)
-            ),
+            compensation=CompensationSpec(gradient_share=0.0, rounding=RoundingSpec(iterations=0)),
             is_fitted=True,
         ),
         Method("full", "all steps of the experiment", _preset),
-        Method("learned", "all steps, fitted, and taught by the floating-point model", _preset, is_fitted=True),
+        Method("learned", "all steps, and weights fitted to the plan", _preset, is_fitted=True),
     )
 }
 """By name, in the order of tables."""

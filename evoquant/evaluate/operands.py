@@ -13,14 +13,12 @@ from torch import Tensor
 from evoquant.calibrate import GELU_MINIMUM, SILU_MINIMUM, Statistics, activation_params, operand_params
 from evoquant.calibrate.compensate import QuantizedWeight, SplitError, compensate
 from evoquant.calibrate.fisher import LazySamples, OperandKey, OperandSample, operand_key
-from evoquant.calibrate.fitted import FittedParameters
 from evoquant.calibrate.moments import SplitMoments
 from evoquant.calibrate.range_by_cost import CostSample, cheapest_activation_params, cheapest_operand_params
 from evoquant.calibrate.ranking import ScoreSample, is_ranked
 from evoquant.config.quantizers import CompensationSpec
 from evoquant.evaluate.native_quantizer import fake_quantizer
 from evoquant.graph import CapturedModel
-from evoquant.graph.constants import set_attribute
 from evoquant.quant import FakeQuant, QuantParams, fake_quantize, weight_params
 from evoquant.types import FLOAT_BITS, CalibrationMethod, LayerQuantConfig, Op
 from evoquant.types.support import STEP_SCHEMES, UNEVEN_ACTIVATIONS
@@ -100,16 +98,12 @@ class OperandCache:
                 self._kept_bytes -= self._weights.popitem(last=False)[1].weight.nbytes
             return self._weights.get(key, made)
 
-    def with_fitted(self, plan: Mapping[str, LayerQuantConfig], fitted: FittedParameters) -> OperandCache:
-        """The same operands, but what was fitted where an operation has the precision that it has in the plan.
-
-        Norms belong to the model: ``captured`` of the result has those that were fitted.
-        """
-        captured = self.captured.clone()
-        for path, value in fitted.norms.items():
-            set_attribute(captured.program, path, value)
+    def with_weights(
+        self, plan: Mapping[str, LayerQuantConfig], weights: Mapping[str, QuantizedWeight]
+    ) -> OperandCache:
+        """The same operands, but these weights where an operation has the precision that it has in the plan."""
         other = OperandCache(
-            captured,
+            self.captured,
             self.statistics,
             moments=self._moments,
             compensation=self._compensation,
@@ -119,27 +113,8 @@ class OperandCache:
         with self._lock:
             other._weights, other._kept_bytes = self._weights.copy(), self._kept_bytes
             other._quantizers = self._quantizers.copy()
-        other._given = {(name, weight_part(plan[name])): weight for name, weight in fitted.weights.items()}
-        for op in captured.graph.ops:
-            for index in range(len(op.inputs)):
-                params = fitted.activations.get(operand_key(op, index))
-                if params is not None:
-                    key = (operand_key(op, index), activation_part(index, plan[op.name]))
-                    other._quantizers[key] = fake_quantizer(params)
+        other._given = {(name, weight_part(plan[name])): weight for name, weight in weights.items()}
         return other
-
-    def parameters(self, plan: Mapping[str, LayerQuantConfig]) -> FittedParameters:
-        """All weights and activations that a plan does not leave float, as they are quantized."""
-        weights, activations = {}, {}
-        for op in self.captured.graph.ops:
-            config = plan[op.name]
-            if op.weight_count and config.weight_bits != FLOAT_BITS:
-                weights[op.name] = self.quantized_weight(op, config)
-            for index in range(len(op.inputs)):
-                quantizer = self.quantizer(op, index, config)
-                if quantizer is not None:
-                    activations[operand_key(op, index)] = quantizer.params
-        return FittedParameters(weights, activations=activations)
 
     def _quantized(self, op: Op, config: LayerQuantConfig, bias: Tensor | None) -> QuantizedWeight:
         """Round one weight; the bias that comes with it contains ``bias``."""

@@ -12,8 +12,8 @@ from torch import nn
 
 from evoquant import models
 from evoquant.calibrate import Statistics, collect, load_or_collect, statistics_key
+from evoquant.calibrate.compensate import QuantizedWeight
 from evoquant.calibrate.fisher import LazySamples, OperandKey, OperandSample, sample_operands
-from evoquant.calibrate.fitted import FittedParameters
 from evoquant.calibrate.importance import GRADIENT_BATCH, position_importance
 from evoquant.calibrate.moments import SplitMoments, collect_moments
 from evoquant.calibrate.moments_cache import load_or_collect_moments, moments_key
@@ -60,12 +60,9 @@ class Workbench:
     calibration: ImageBatchSource
     preparation: PreparationReport
 
-    def with_fitted(self, plan: Plan, fitted: FittedParameters) -> Workbench:
-        """The same images for the model with what was fitted to a plan: what is judged or packed as a finalist."""
-        evaluator = self.evaluator.with_fitted(plan, fitted)
-        captured = evaluator.operands.captured
-        identity = {**self.identity, "program": hash_program(captured)}
-        return replace(self, captured=captured, evaluator=evaluator, identity=identity)
+    def with_weights(self, plan: Plan, weights: Mapping[str, QuantizedWeight]) -> Workbench:
+        """The same images for the model with weights that were fitted to a plan: what is judged or packed."""
+        return replace(self, evaluator=self.evaluator.with_weights(plan, weights))
 
     def for_experiment(self, experiment: Experiment) -> Workbench:
         """The same model and images for an experiment that differs in device, space or search only."""
@@ -204,7 +201,7 @@ def prepared(
         DataError: If there are too few images.
     """
     settings = experiment.preparation
-    of_finalists = {"ridges", "rounding", "distillation"}
+    of_finalists = {"ridges", "rounding"}
     rules = [
         settings.model_dump(mode="json"),
         experiment.compensation.model_dump(mode="json", exclude=of_finalists),

@@ -1,15 +1,15 @@
 """The embedded default from a run to a packed model and back."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from evoquant.calibrate.distillation import distil
+from evoquant.calibrate.sequential import fit_sequentially
 from evoquant.cli.main import APP
 from evoquant.config import experiment_to_yaml
-from evoquant.config.quantizers import DistillationSpec
 from evoquant.deploy import compare_packed, export_run, load_packed, pack, save_packed, verify_packed, verify_run
 from evoquant.errors import ConfigurationError, ModelError
 from evoquant.evaluate import prepare
@@ -42,22 +42,22 @@ def test_a_preset_keeps_its_classes_and_its_logits(bench, preset, tmp_path):
 
 
 def test_a_finalist_keeps_its_logits_in_a_file_and_in_a_packed_model(bench, tmp_path):
-    """What distillation has changed (codes, scales, biases, norms) reaches the simulation and the kernels alike."""
+    """What fitting has changed (codes, scales, biases) reaches the simulation and the kernels alike."""
     plan = preset_plan("w4a8", bench.captured.graph, bench.classes)
-    start = bench.evaluator.operands.parameters(plan)
-    images = bench.evaluator.images("test")
-    fitted = distil(bench.captured, start, torch.cat(images.batches), DistillationSpec(steps=3))
-    judged = bench.with_fitted(plan, fitted)
+    images = list(bench.calibration.batches(16))
+    operands, settings = bench.evaluator.operands, bench.experiment.compensation
+    weights = fit_sequentially(bench.captured, plan, images, operands.quantizer, settings)
+    judged = bench.with_weights(plan, weights)
     logits = judged.evaluator.logits(plan, split="test")
     assert not torch.equal(logits, bench.evaluator.logits(plan, split="test"))
-    save_finalist(Finalist(plan, fitted), tmp_path / "finalist.safetensors")
+    save_finalist(Finalist(plan, weights), tmp_path / "finalist.safetensors")
     again = load_finalist(tmp_path / "finalist.safetensors")
     assert again.plan == plan
-    assert torch.equal(bench.with_fitted(again.plan, again.fitted).evaluator.logits(plan, split="test"), logits)
+    assert torch.equal(bench.with_weights(again.plan, again.weights).evaluator.logits(plan, split="test"), logits)
     model = pack(judged.captured, judged.evaluator.operands, plan)
     assert verify_packed(model, judged)["accuracy"]["passed"]
     with pytest.raises(ModelError, match="was made from other weights"):
-        verify_packed(model, bench)
+        verify_packed(model, replace(bench, identity={**bench.identity, "program": "of another model"}))
 
 
 @pytest.fixture
