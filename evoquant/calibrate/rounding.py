@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,7 +107,9 @@ def learn_rounding(
     """Learn the codes and biases of a block.
 
     The square error of the block's output falls by Adam, with rounding passed straight through, over the pieces of
-    images in turn; the rate falls to zero along a cosine. What was learned stays if it helps on the held-out pieces.
+    images in turn; the rate falls to zero along a cosine. Meanwhile a share of the activations, at random, is not
+    quantized, so that weights do not lean on single errors of activations. What was learned stays if it helps on the
+    held-out pieces.
 
     Args:
         segment: The block.
@@ -118,7 +121,8 @@ def learn_rounding(
 
     References:
         M. Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020; Y. Li et al.,
-        "BRECQ", ICLR 2021 (blocks as the unit).
+        "BRECQ", ICLR 2021 (blocks as the unit); X. Wei et al., "QDrop", ICLR 2022, https://arxiv.org/abs/2203.05740
+        (activations left float at random).
     """
     learning = {name: _Learning(originals[name][0], stored, originals[name][1]) for name, stored in weights.items()}
     run = BlockRun(segment, learning, originals, quantizers)
@@ -146,6 +150,8 @@ class BlockRun:
         self.learning = learning
         self._originals = originals
         self._quantizers = quantizers
+        self._float_share = 0.0
+        self._generator = torch.Generator()
 
     @classmethod
     def with_weights(
@@ -162,6 +168,13 @@ class BlockRun:
     def __call__(self, x: Tensor, known: Mapping[fx.Node, Any]) -> Tensor:
         """The output of the block."""
         return self.segment(x, known, self._compute)
+
+    @contextmanager
+    def dropping(self, share: float, generator: torch.Generator) -> Iterator[None]:
+        """Meanwhile this share of the values of operands, at random, is not quantized."""
+        self._float_share, self._generator = share, generator
+        yield
+        self._float_share = 0.0
 
     def error(self, images: BlockImages, pieces: Sequence[int]) -> float:
         """Relative square error of some pieces; the first one also sets the units of the biases."""
@@ -186,7 +199,10 @@ class BlockRun:
         params = getattr(quantizer, "params", None)
         is_even = isinstance(params, QuantParams) and params.codebook is None
         tolerance = float(params.scale.max()) if is_even and isinstance(params, QuantParams) else math.inf
-        return straight_through(x, quantizer, tolerance)
+        quantized = straight_through(x, quantizer, tolerance)
+        if quantizer is None or not self._float_share:
+            return quantized
+        return torch.where(torch.rand(x.shape, generator=self._generator) < self._float_share, x, quantized)
 
 
 def _descend(run: BlockRun, images: BlockImages, pieces: Sequence[int], settings: RoundingSpec) -> None:
@@ -198,16 +214,17 @@ def _descend(run: BlockRun, images: BlockImages, pieces: Sequence[int], settings
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.iterations)
     generator = torch.Generator().manual_seed(settings.seed)
     order: list[int] = []
-    for _ in range(settings.iterations):
-        if not order:
-            order = torch.randperm(len(pieces), generator=generator).tolist()
-        index = pieces[order.pop()]
-        target = images.targets[index]
-        loss = (run(images.inputs[index], images.known[index]) - target).square().mean() / target.square().mean()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
+    with run.dropping(settings.float_share, generator):
+        for _ in range(settings.iterations):
+            if not order:
+                order = torch.randperm(len(pieces), generator=generator).tolist()
+            index = pieces[order.pop()]
+            target = images.targets[index]
+            loss = (run(images.inputs[index], images.known[index]) - target).square().mean() / target.square().mean()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
 
 
 def _learns_codes(params: QuantParams) -> bool:

@@ -16,12 +16,14 @@ class RoundingSpec(BaseModel):
         iterations: Steps of each block; 0 leaves learning out.
         code_rate: Rate of the codes, in steps of the quantizer.
         bias_rate: Rate of the biases, as a share of the root mean square of the operation's output.
-        seed: Of the order of the images.
+        float_share: Share of the values of activations that stay float in each step, at random (QDrop), in [0, 1].
+        seed: Of the order of the images, and of what stays float.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     iterations: NonNegativeInt = 100
+    float_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     code_rate: PositiveFloat = 0.01
     bias_rate: PositiveFloat = 0.001
     seed: int = 0

@@ -15,11 +15,13 @@ from torch.nn import functional
 from evoquant.calibrate import activation_params, collect
 from evoquant.calibrate.compensate import SplitError, compensate
 from evoquant.calibrate.moments import collect_moments
-from evoquant.calibrate.segment import narrow_places
+from evoquant.calibrate.rounding import BlockRun
+from evoquant.calibrate.segment import Segment, narrow_places
 from evoquant.calibrate.sequential import MakeQuantizer, fit_sequentially
 from evoquant.config.quantizers import CompensationSpec, RoundingSpec
 from evoquant.errors import DataError
 from evoquant.graph import CapturedModel, capture
+from evoquant.graph.constants import attribute
 from evoquant.quant import FakeQuant, fake_quantize, weight_params
 from evoquant.space import canonical, uniform_plan
 from evoquant.types import FLOAT_BITS, LayerQuantConfig, Op, QuantizationScheme
@@ -199,3 +201,28 @@ def test_too_few_images(captured: CapturedModel, quantizer: MakeQuantizer) -> No
     """No image would be held out."""
     with pytest.raises(DataError, match="at least 4 calibration images, but got 2"):
         fit_sequentially(captured, _plan(captured, 4, 8), [torch.zeros(2, 3, SIZE, SIZE)], quantizer, PLAIN)
+
+
+def test_activations_are_left_float_at_random_only_while_asked_for(
+    captured: CapturedModel, batches: list[Tensor], quantizer: MakeQuantizer
+) -> None:
+    """All of them give the floating-point block, none the quantized one, and the share in between lies between."""
+    plan = _plan(captured, FLOAT_BITS, 4)
+    nodes = [n for n in captured.program.graph.nodes if n.op == "call_function"]
+    source = next(n for n in captured.program.graph.nodes if n.op == "placeholder")
+    ops = {op.node: op for op in captured.graph.ops}
+    segment = Segment(captured.program, tuple(nodes), source, ops)
+    originals = {op.name: (captured.weight(op.name), captured.bias(op.name)) for op in ops.values() if op.weight_count}
+    quantizers = {
+        (op.name, index): quantizer(op, index, plan[op.name]) for op in ops.values() for index in range(len(op.inputs))
+    }
+    images = batches[0]
+    known = {n: attribute(captured.program, n.target) for n in captured.program.graph.nodes if n.op == "get_attr"}
+    run = BlockRun(segment, {}, originals, quantizers)
+    exact, before = BlockRun(segment, {}, originals, {})(images, known), run(images, known)
+    errors = []
+    for share in (0.0, 0.5, 1.0):
+        with run.dropping(share, torch.Generator().manual_seed(0)):
+            errors.append(float((run(images, known) - exact).square().mean()))
+    assert errors[2] == 0.0 < errors[1] < errors[0]
+    assert torch.equal(run(images, known), before)
