@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from evoquant.errors import GraphError
 from evoquant.kernels import onnx_runtime
+from evoquant.kernels.onnx_baseline import session_options
 
 Run = Callable[[int], float]
 OPSET = 17
@@ -74,11 +75,7 @@ def timer(model: bytes, image: Tensor, *, threads: int) -> Run:
     """A function that runs a model so often and returns the seconds it took; input and output stay bound."""
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(model, session_options(threads), providers=["CPUExecutionProvider"])
     binding = session.io_binding()
     value = ort.OrtValue.ortvalue_from_numpy(image.numpy())
     binding.bind_ortvalue_input("x", value)

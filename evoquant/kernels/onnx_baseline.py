@@ -54,6 +54,18 @@ def overhead(threads: int) -> Run:
     return _session([node], {"x": x}, {}, (1,), np.float32, threads)
 
 
+def session_options(threads: int) -> Any:  # noqa: ANN401 - onnxruntime is optional
+    """Options of a session with so many threads, which wait asleep between its runs: others are timed meanwhile."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
 def _conv_geometry(case: KernelCase) -> tuple[tuple[int, int], int, int, dict[str, Any]]:
     if case.op == KernelOp.GEMM:
         pixels, n, k = case.shape
@@ -161,10 +173,7 @@ def _session(
         [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options = session_options(threads)
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if level == "all" else levels.ORT_ENABLE_BASIC
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

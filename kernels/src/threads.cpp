@@ -1,6 +1,7 @@
 #include "threads.h"
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <memory>
@@ -11,7 +12,32 @@
 namespace eq {
 namespace {
 
-constexpr int kSpins = 2000;
+// Waking a sleeping thread takes tens of microseconds, longer than many a kernel, so a thread that is done watches for
+// the next call for this long first: packed models make one every few microseconds. Whoever watches lets others run on
+// its core, for the thread that it waits for may be one of them.
+constexpr auto kWatch = std::chrono::microseconds(200);
+constexpr int kSpins = 64;  // between two looks at the clock
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+// Returns when the condition is true or was watched for long enough.
+template <class Condition>
+void watch(const Condition& condition) {
+  const auto end = std::chrono::steady_clock::now() + kWatch;
+  do {
+    for (int spins = 0; spins < kSpins; ++spins) {
+      if (condition()) return;
+      relax();
+    }
+    std::this_thread::yield();
+  } while (std::chrono::steady_clock::now() < end);
+}
 
 class Pool {
  public:
@@ -43,8 +69,7 @@ class Pool {
     }
     wake_.notify_all();
     drain();
-    for (int spins = 0; busy_.load(std::memory_order_acquire) > 0; ++spins)
-      if (spins > kSpins) std::this_thread::yield();
+    while (busy_.load(std::memory_order_acquire) > 0) watch([this] { return busy_.load(std::memory_order_acquire) == 0; });
   }
 
  private:
@@ -55,8 +80,7 @@ class Pool {
   void work() {
     unsigned seen = 0;
     for (;;) {
-      for (int spins = 0; generation_.load(std::memory_order_acquire) == seen && spins < kSpins; ++spins) {
-      }
+      watch([&] { return generation_.load(std::memory_order_acquire) != seen; });
       std::unique_lock<std::mutex> lock(mutex_);
       wake_.wait(lock, [&] { return generation_ != seen; });
       seen = generation_;
