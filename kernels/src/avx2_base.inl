@@ -31,9 +31,9 @@ inline void vstore4_u8(uint8_t* p, ptrdiff_t pitch, const vi* x, int zero_point)
   const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order);
   const __m128i first = _mm256_castsi256_si128(bytes), last = _mm256_extracti128_si256(bytes, 1);
   _mm_storel_epi64((__m128i*)p, first);
-  _mm_storeh_pd((double*)(p + pitch), _mm_castsi128_pd(first));
+  _mm_storel_epi64((__m128i*)(p + pitch), _mm_unpackhi_epi64(first, first));
   _mm_storel_epi64((__m128i*)(p + 2 * pitch), last);
-  _mm_storeh_pd((double*)(p + 3 * pitch), _mm_castsi128_pd(last));
+  _mm_storel_epi64((__m128i*)(p + 3 * pitch), _mm_unpackhi_epi64(last, last));
 }
 
 inline __m256i first_lanes(int count) {
