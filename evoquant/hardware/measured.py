@@ -19,6 +19,7 @@ from evoquant.hardware.table import Case, Entry, LatencyTable
 from evoquant.hardware.tensors import TensorTable
 from evoquant.types.graph import ModelGraph, Node, Op, OpKind
 from evoquant.types.precision import LayerQuantConfig
+from evoquant.types.support import UNEVEN_ACTIVATIONS
 
 _ROWS_OF_LAST_AXIS = frozenset({"softmax", "_softmax", "layer_norm", "native_layer_norm"})
 _MEANS = frozenset({"mean", "sum", "adaptive_avg_pool2d"})
@@ -107,11 +108,11 @@ class MeasuredLatency:
         if entry is None:
             legal = legalise(op, config, self.device).config
             try:
-                entry, *saved = (self.table[case] for *_, case in known.surroundings.cases(op, legal))
+                entry, *changes = (self.table[case] for *_, case in known.surroundings.cases(op, legal))
             except (KernelError, HardwareError) as error:
                 raise HardwareError(f"No latency for '{op.name}' at {legal.label}: {error}") from error
-            if saved:
-                entry = replace(entry, median_ms=entry.median_ms + saved[0].median_ms - saved[1].median_ms)
+            for real, assumed in zip(changes[::2], changes[1::2], strict=True):
+                entry = replace(entry, median_ms=entry.median_ms + real.median_ms - assumed.median_ms)
             known.ops[op.name][config] = entry
         return entry
 
@@ -174,29 +175,36 @@ class Surroundings:
             self._names |= {attention.scores: "{}+softmax", attention.weighted: "softmax+{}"}
         edges = code_edges(graph)
         ops = {op.node: op for op in graph.ops}
-        self._writers = frozenset(edges)
+        self._readers = edges
         self._sources = {reader.node: ops[writer] for writer, reader in edges.items()}
 
     def cases(self, op: Op, config: LayerQuantConfig) -> list[tuple[Op, LayerQuantConfig, Case]]:
-        """What is executed for an operation; then, if it reads real values that could be codes, its writer with both.
+        """What is executed for an operation; then pairs, what its neighbour executes and what that is taken to execute.
+
+        Writers are taken to give even codes, and readers to take codes: an operation that reads real values or uneven
+        codes changes its writer, one that cannot give codes changes its reader. Neighbours have 8 bits for that.
 
         Raises:
             KernelError: If there is no kernel for it.
         """
-        source = self._sources.get(op.node)
+        source, reader = self._sources.get(op.node), self._readers.get(op.node)
         reads = source is not None and reads_codes(config)
-        own = self._case(op, config, reads=reads, writes=op.node in self._writers and writes_codes(op, config))
-        found = [(op, config, own)]
-        if source is not None and not reads:
-            usual = LayerQuantConfig()
-            for writes in (False, True):
-                found.append((source, usual, self._case(source, usual, reads=False, writes=writes)))
+        writes = reader is not None and writes_codes(op, config)
+        found = [(op, config, self._case(op, config, ("-u8in" if reads else "") + ("-u8out" if writes else "")))]
+        usual = LayerQuantConfig()
+        is_uneven = config.activation_scheme in UNEVEN_ACTIVATIONS
+        if source is not None and (is_uneven or not reads):
+            for ends in ("-lloydout" if reads else "", "-u8out"):
+                found.append((source, usual, self._case(source, usual, ends)))
+        if reader is not None and not writes:
+            for ends in ("", "-u8in"):
+                found.append((reader, usual, self._case(reader, usual, ends)))
         return found
 
-    def _case(self, op: Op, config: LayerQuantConfig, *, reads: bool, writes: bool) -> Case:
+    def _case(self, op: Op, config: LayerQuantConfig, ends: str) -> Case:
         case = self._kernels.case_of(op, config)
-        precision = f"{case.precision}{'-u8in' if reads else ''}{'-u8out' if writes else ''}"
-        return self._kernels.KernelCase(self._names.get(op.node, "{}").format(case.op), case.shape, precision)
+        name = self._names.get(op.node, "{}").format(case.op)
+        return self._kernels.KernelCase(name, case.shape, case.precision + ends)
 
 
 def float_work(graph: ModelGraph, kernels: Kernels, fused: Collection[str]) -> FloatWork:

@@ -77,7 +77,8 @@ class KernelCase:
         precision: ``fp32``; ``w{bits}a{bits}`` with the suffix ``-normal``, ``-log2``, ``-ternary`` or ``-binary`` of
             a weight codebook, ``-loga`` for log2 activations, ``-lloyd`` for those with uneven levels, ``-g{size}`` for
             a scale per group; ``w16a16`` for codes beyond 8 bits, which are multiplied in floating point; then
-            ``-u8in`` where the input comes as codes of 8 bits, and ``-u8out`` where the result goes as such.
+            ``-u8in`` where the input comes as codes of 8 bits, and ``-u8out`` where the result goes as such, or
+            ``-lloydout`` as those of uneven levels.
     """
 
     op: str
@@ -201,7 +202,9 @@ def _matmul_precision(op: Op, config: LayerQuantConfig) -> str:
 def _depthwise_precision(op: Op, config: LayerQuantConfig) -> str:
     """All widths up to 8 bits run alike: products and sums are exact in the vector units' binary32."""
     precision = _precision(op, config, 1)
-    return precision if precision in (FP32, CODES_IN_FLOAT) else "w8a8"
+    if precision in (FP32, CODES_IN_FLOAT):
+        return precision
+    return "w8a4-lloyd" if config.activation_scheme is QuantizationScheme.LLOYD else "w8a8"
 
 
 def _precision(op: Op, config: LayerQuantConfig, group_width: int) -> str:

@@ -38,7 +38,7 @@ LOG2_SIGMA = 0.1
 """Standard deviation of log2 weights in greatest levels: scales leave one or two of these without weights."""
 
 _PRECISION = re.compile(r"w(\d+)a(\d+)(?:-(normal|log2|ternary|binary))?(?:-(loga|lloyd))?(?:-g(\d+))?")
-_ENDS = re.compile(r"(?P<rest>.*?)(?P<reads>-u8in)?(?P<writes>-u8out)?")
+_ENDS = re.compile(r"(?P<rest>.*?)(?P<reads>-u8in)?(?P<writes>-u8out|-lloydout)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def workload(case: KernelCase, rng: np.random.Generator, *, isa: str | None = No
     if op in (KernelOp.GEMM, KernelOp.CONV, KernelOp.DEPTHWISE):
         product = _gemm if op == KernelOp.GEMM else _image
         packed, shape, out_shape = product(case, activation, rng, isa)
-        return _between(packed, shape, out_shape, rng, reads=bool(ends["reads"]), writes=bool(ends["writes"]))
+        return _between(packed, shape, out_shape, rng, reads=bool(ends["reads"]), writes=ends["writes"])
     if op == KernelOp.MATMUL:
         return _matmul(case, rng, isa)
     return _tensor(case, rng, isa_number(isa))
@@ -139,7 +139,7 @@ def _between(
     rng: np.random.Generator,
     *,
     reads: bool,
-    writes: bool,
+    writes: str | None,
 ) -> Run:
     """A product between real values, or codes of 8 bits at either end."""
     x: Values = aligned_copy(rng.standard_normal(shape, np.float32))
@@ -147,7 +147,8 @@ def _between(
         x = aligned_codes(shape)
         x[...] = rng.integers(0, packed.largest_code + 1, shape)
     out: Values = aligned_codes(out_shape) if writes else aligned(out_shape)
-    to = ActivationCodes.uniform(8.0 / 256, 128) if writes else None
+    given = {"-u8out": Precision(8, 8), "-lloydout": Precision(8, 4, activation_scheme="lloyd")}
+    to = given[writes].codes() if writes else None
     return lambda repeats: packed.seconds(x, out, repeats, to=to)
 
 

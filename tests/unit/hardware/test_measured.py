@@ -214,3 +214,23 @@ def test_real_kernels_can_be_timed(builder, tmp_path):
     cases = reachable_cases(graph, {"fc": [FLOAT, LayerQuantConfig()]}, HOST, kernels)
     model = MeasuredLatency(machine_table(cases, folder=tmp_path), HOST, kernels)
     assert model.latency(graph, uniform(graph)).ms > 0
+
+
+def test_a_neighbour_that_takes_or_gives_other_codes_changes_the_sum(builder):
+    """A reader of uneven codes makes its writer look levels up; a writer with groups leaves its reader to quantize."""
+    b = builder((1, 8, 64))
+    b.linear("fc2", b.linear("fc1", "image", 64), 8)
+    graph = b.build()
+    times = {
+        (64, "w8a8-u8out"): 10.0, (64, "w8a8-lloydout"): 10.5, (64, "w8a8"): 11.0, (64, "w4a8-g32"): 6.0,
+        (8, "w8a8-u8in"): 2.0, (8, "w8a4-lloyd-u8in"): 2.25, (8, "w8a8"): 3.0, (8, "w16a16"): 5.0,
+    }  # fmt: skip
+    entries = {Key("gemm", (8, n, 64), name): Entry(ms, 0.0) for (n, name), ms in times.items()}
+    model = MeasuredLatency(LatencyTable({}, 1, entries), HOST, kernels)
+    plain, uneven = LayerQuantConfig(), LayerQuantConfig(activation_bits=4, activation_scheme="lloyd")
+    wide = LayerQuantConfig(weight_bits=16, activation_bits=16)
+    grouped = LayerQuantConfig(weight_bits=4, granularity="per_group", group_size=32)
+    assert model.latency(graph, {"fc1": plain, "fc2": plain}).ms == 12.0
+    assert model.latency(graph, {"fc1": plain, "fc2": uneven}).ms == 10.0 + 2.25 + 0.5
+    assert model.latency(graph, {"fc1": plain, "fc2": wide}).ms == 10.0 + 5.0 + 1.0
+    assert model.latency(graph, {"fc1": grouped, "fc2": plain}).ms == 6.0 + 2.0 + 1.0

@@ -104,3 +104,10 @@ def test_float_operations_and_conversions():
         float_case("fft", 8)
     with pytest.raises(KernelError, match="whole rows"):
         float_case("softmax", 10, columns=3)
+
+
+def test_a_depthwise_convolution_looks_up_uneven_levels_of_any_number():
+    """Widths run alike, but real values become uneven codes by a table."""
+    depthwise = conv(groups=32, out=32)
+    uneven = [LayerQuantConfig(8, bits, activation_scheme="lloyd") for bits in (4, 6)]
+    assert [case_of(depthwise, config).precision for config in uneven] == ["w8a4-lloyd"] * 2
