@@ -12,6 +12,7 @@ from evoquant.errors import KernelError
 from evoquant.kernels import KernelCase, conversion_case, fingerprint, float_case, info, measure
 from evoquant.kernels.bench import bench_kernels, summarize
 from evoquant.kernels.timing import interleave, timing
+from evoquant.kernels.workload import workload
 from evoquant.types import ConvGeometry, Op, OpKind, Role
 
 needs_native = pytest.mark.skipif(not info().available, reason="the native kernels are not built")
@@ -167,3 +168,12 @@ def test_the_summary_is_geometric():
     assert summary["times_fp32"] == pytest.approx(2.0)
     assert summary["times_onnxruntime_int8"] is None
     assert summary["share_of_peak"] == pytest.approx(0.25)
+
+
+@needs_native
+@pytest.mark.parametrize("case", [("gemm", (5, 17, 12)), ("depthwise", (6, 6, 17, 3, 3, 1, 1, 1, 1, 1, 1))])
+@pytest.mark.parametrize("precision", ["w8a8", "w8a4-lloyd"])
+@pytest.mark.parametrize("ends", ["", "-u8in", "-u8out", "-lloydout", "-u8in-lloydout"])
+def test_products_between_codes_of_both_kinds_are_timed(case, precision, ends):
+    run = workload(KernelCase(*case, precision + ends), np.random.default_rng(0))
+    assert run(2) > 0.0
