@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import fsum, sqrt
 from typing import Literal, Protocol
 
@@ -60,9 +60,9 @@ class MeasuredLatency:
     """Sums the entries of a latency table.
 
     Kernels take and give floating-point tensors and quantize inside, but for a result that one other product alone
-    reads: it is handed over as codes (``code_edges``), and a reader that takes real values at its precision is charged
-    what its writer saves by codes at W8A8. So time is a sum over operations. An activation function alone on the result
-    of an operation is timed with it (``gemm+silu``), the softmax of an attention with the product before it
+    reads: it is handed over as codes (``code_edges``). What an operation changes for its neighbour, by reading real
+    values or uneven codes or by giving no codes, it is charged, at the neighbour's W8A8. So time is a sum over
+    operations. An activation function alone on the result of an operation is timed with it (``gemm+silu``), the softmax of an attention with the product before it
     (``matmul+softmax``, then ``softmax+matmul``). Nodes of
     the kinds that the device fuses cost nothing; any other node that is neither an operation nor a view costs its
     kernel, or a copy where there is none (then ``rests_on`` has ``assumed``).
@@ -111,8 +111,7 @@ class MeasuredLatency:
                 entry, *changes = (self.table[case] for *_, case in known.surroundings.cases(op, legal))
             except (KernelError, HardwareError) as error:
                 raise HardwareError(f"No latency for '{op.name}' at {legal.label}: {error}") from error
-            for real, assumed in zip(changes[::2], changes[1::2], strict=True):
-                entry = replace(entry, median_ms=entry.median_ms + real.median_ms - assumed.median_ms)
+            entry = _changed(entry, changes)
             known.ops[op.name][config] = entry
         return entry
 
@@ -158,6 +157,17 @@ def kernel_activations(graph: ModelGraph, kernels: Kernels) -> dict[str, str]:
         except KernelError:
             continue
     return names
+
+
+def _changed(entry: Entry, changes: Sequence[Entry]) -> Entry:
+    """The time with pairs of what a neighbour executes and what it is taken to; measured only if all of them are."""
+    if not changes:
+        return entry
+    median = entry.median_ms + fsum(real.median_ms for real in changes[::2]) - fsum(e.median_ms for e in changes[1::2])
+    together = (entry, *changes)
+    is_timed = all(each.kind == "measured" for each in together)
+    spread = sqrt(fsum(each.iqr_ms**2 for each in together))
+    return Entry(median, spread, "measured" if is_timed else "interpolated")
 
 
 class Surroundings:

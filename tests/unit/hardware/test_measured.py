@@ -234,3 +234,12 @@ def test_a_neighbour_that_takes_or_gives_other_codes_changes_the_sum(builder):
     assert model.latency(graph, {"fc1": plain, "fc2": uneven}).ms == 10.0 + 2.25 + 0.5
     assert model.latency(graph, {"fc1": plain, "fc2": wide}).ms == 10.0 + 5.0 + 1.0
     assert model.latency(graph, {"fc1": grouped, "fc2": plain}).ms == 6.0 + 2.0 + 1.0
+    estimate = table_with_a_guess(entries).latency(graph, {"fc1": plain, "fc2": uneven})
+    assert Kind.DERIVED in estimate.rests_on
+
+
+def table_with_a_guess(entries):
+    """The writer's time with uneven codes is interpolated, so a sum with it is not measured throughout."""
+    guess = Key("gemm", (8, 64, 64), "w8a8-lloydout")
+    entries = {**entries, guess: dataclasses.replace(entries[guess], kind="interpolated")}
+    return MeasuredLatency(LatencyTable({}, 1, entries), HOST, kernels)
