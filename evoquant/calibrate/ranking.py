@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from evoquant.calibrate.fisher import WITH_HEADS
 from evoquant.graph import CapturedModel
 from evoquant.quant.lattice import Lattice
-from evoquant.types import Op, Role
+from evoquant.types import Role
 
 IMAGES = 8
 ROWS = 32
@@ -92,11 +92,6 @@ class ScoreOperand:
         return costs
 
 
-def is_ranked(op: Op) -> bool:
-    """Whether an operation compares queries with keys."""
-    return op.role is Role.ATTENTION_QK and len(op.inputs) == 1 + 1
-
-
 def sample_scores(captured: CapturedModel, images: Tensor, *, seed: int = 0) -> Mapping[str, ScoreSample]:
     """The operands of every product q·kᵀ, by operation.
 
@@ -114,7 +109,7 @@ def sample_scores(captured: CapturedModel, images: Tensor, *, seed: int = 0) -> 
 class _Watch(fx.Interpreter):
     def __init__(self, captured: CapturedModel, generator: torch.Generator) -> None:
         super().__init__(captured.program)
-        self._ops = {op.node: op for op in captured.graph.ops if is_ranked(op)}
+        self._ops = {op.node: op for op in captured.graph.ops if op.role is Role.ATTENTION_QK}
         self._generator = generator
         self.found: dict[str, ScoreSample] = {}
 

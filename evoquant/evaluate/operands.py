@@ -15,12 +15,12 @@ from evoquant.calibrate.compensate import QuantizedWeight, SplitError, compensat
 from evoquant.calibrate.fisher import LazySamples, OperandKey, OperandSample, operand_key
 from evoquant.calibrate.moments import SplitMoments
 from evoquant.calibrate.range_by_cost import CostSample, cheapest_activation_params, cheapest_operand_params
-from evoquant.calibrate.ranking import ScoreSample, is_ranked
+from evoquant.calibrate.ranking import ScoreSample
 from evoquant.config.quantizers import CompensationSpec
 from evoquant.evaluate.native_quantizer import fake_quantizer
 from evoquant.graph import CapturedModel
 from evoquant.quant import FakeQuant, QuantParams, fake_quantize, weight_params
-from evoquant.types import FLOAT_BITS, CalibrationMethod, LayerQuantConfig, Op
+from evoquant.types import FLOAT_BITS, CalibrationMethod, LayerQuantConfig, Op, Role
 from evoquant.types.support import STEP_SCHEMES, UNEVEN_ACTIVATIONS
 
 KNOWN_MINIMA = {"silu": SILU_MINIMUM, "gelu": GELU_MINIMUM}
@@ -154,7 +154,7 @@ class OperandCache:
     def _sample(self, op: Op, index: int, config: LayerQuantConfig) -> CostSample | None:
         """What an error of the operand costs, where the configuration goes by that."""
         is_uneven = config.activation_scheme in UNEVEN_ACTIVATIONS
-        is_by_order = config.calibration_method is CalibrationMethod.RANKING and is_ranked(op) and not is_uneven
+        is_by_order = config.calibration_method is CalibrationMethod.RANKING and op.role is Role.ATTENTION_QK
         if is_by_order and self._scores is not None:
             return self._scores[op.name].operand(index)
         is_by_gradient = config.calibration_method in (CalibrationMethod.FISHER, CalibrationMethod.RANKING)

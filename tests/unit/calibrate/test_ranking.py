@@ -6,7 +6,7 @@ import torch
 from evoquant import models
 from evoquant.calibrate import TensorObserver, activation_params
 from evoquant.calibrate.range_by_cost import cheapest_activation_params, cheapest_operand_params
-from evoquant.calibrate.ranking import PAIRS, ROWS, ScoreSample, is_ranked, sample_scores
+from evoquant.calibrate.ranking import PAIRS, ROWS, ScoreSample, sample_scores
 from evoquant.graph import capture
 from evoquant.quant import fake_quantize
 from evoquant.quant.params import lattice_of
@@ -107,4 +107,4 @@ def test_each_head_has_its_own_range():
 def test_only_queries_and_keys_have_an_order(captured):
     for op in captured.graph.ops:
         method = canonical(op, RANKING).calibration_method
-        assert method is (CalibrationMethod.RANKING if is_ranked(op) else CalibrationMethod.FISHER)
+        assert method is (CalibrationMethod.RANKING if op.role is Role.ATTENTION_QK else CalibrationMethod.FISHER)
