@@ -62,10 +62,10 @@ class MeasuredLatency:
     Kernels take and give floating-point tensors and quantize inside, but for a result that one other product alone
     reads: it is handed over as codes (``code_edges``). What an operation changes for its neighbour, by reading real
     values or uneven codes or by giving no codes, it is charged, at the neighbour's W8A8. So time is a sum over
-    operations. An activation function alone on the result of an operation is timed with it (``gemm+silu``), the softmax of an attention with the product before it
-    (``matmul+softmax``, then ``softmax+matmul``). Nodes of
-    the kinds that the device fuses cost nothing; any other node that is neither an operation nor a view costs its
-    kernel, or a copy where there is none (then ``rests_on`` has ``assumed``).
+    operations. An activation function alone on the result of an operation is timed with it (``gemm+silu``), the softmax
+    of an attention with the product before it (``matmul+softmax``, then ``softmax+matmul``). Nodes of the kinds that
+    the device fuses cost nothing; any other node that is neither an operation nor a view costs its kernel, or a copy
+    where there is none (then ``rests_on`` has ``assumed``).
 
     Args:
         table: Times taken on the device.
