@@ -6,7 +6,8 @@ positive factor, and finds
 
 * who reads it: input channels of products,
 * which atoms must have one factor, because they are added to each other,
-* which atoms are bound to the factor 1, because they reach something that does not commute (SiLU, a clip at 6, a norm).
+* which atoms are bound to the factor 1, because they reach something that does not commute (SiLU, a clip at 6, a norm,
+  the matmuls of an attention).
 
 It does so by running the program once on labels: a tensor holds the number of its atom at every element. Views,
 concatenations and sums then need no rule of their own for where channels go.
@@ -27,7 +28,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx
 
 from evoquant.graph import CapturedModel
-from evoquant.types import Op, OpKind, Role
+from evoquant.types import Op, OpKind
 
 aten = torch.ops.aten
 
@@ -66,20 +67,18 @@ class Source:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reader:
-    """One operand of an operation, seen by channel.
+    """The input of a convolution or linear layer, seen by channel.
 
     Attributes:
         op: Name of the operation.
-        index: 0 for the input of a convolution or linear layer and for the first operand of a matmul, else 1.
         node: Name of the node that is read.
-        axes: Axes of the value that channels run along, never the batch.
-        atoms: Atom of each channel, ``NO_ATOM`` where there is none; one dimension for each of ``axes``.
+        axis: Axis of the value that channels run along.
+        atoms: Atom of each channel, ``NO_ATOM`` where there is none, (channels,).
     """
 
     op: str
-    index: int
     node: str
-    axes: tuple[int, ...]
+    axis: int
     atoms: Labels
 
 
@@ -90,22 +89,14 @@ class ChannelFlow:
     Attributes:
         sources: In the order of computation.
         readers: Operands that read at least one atom, in the order of computation.
-        similarities: Operands q and k of attention matmuls: a factor of one and its inverse on the other cancel.
         factor_of: For each atom the number of its factor; ``NO_ATOM`` for atoms that cannot be scaled.
-        is_shiftable: For each atom whether a constant may be added to it: it reaches its readers through views (and
-            the weighted mean of an attention) alone, and none of them pads.
         factors: How many factors there are.
-        movable_keys: Attention matmuls to whose k a constant may be added: it changes all scores of a query alike,
-            which the softmax that follows does not see.
     """
 
     sources: tuple[Source, ...]
     readers: tuple[Reader, ...]
-    similarities: tuple[tuple[Reader, Reader], ...]
     factor_of: Labels
-    is_shiftable: NDArray[np.bool_]
     factors: int
-    movable_keys: frozenset[str]
 
     def factors_read(self, reader: Reader) -> Labels:
         """The factor of each channel of an operand, ``NO_ATOM`` where it cannot be scaled."""
@@ -128,7 +119,6 @@ class _Bonds:
     count: int = 0
     pairs: list[Labels] = field(default_factory=list)
     bound: list[Labels] = field(default_factory=list)
-    unshiftable: list[Labels] = field(default_factory=list)
 
     def new(self, channels: int) -> int:
         self.count += channels
@@ -138,10 +128,6 @@ class _Bonds:
         """No factor for what these labels name."""
         self.bound.append(np.unique(labels.numpy()))
 
-    def fix(self, labels: Tensor) -> None:
-        """No shift for what these labels name."""
-        self.unshiftable.append(np.unique(labels.numpy()))
-
     def join(self, first: Tensor, second: Tensor) -> Tensor:
         """One factor for the atoms at each place; returns the labels of the sum."""
         first, second = _broadcast(first, second)
@@ -149,7 +135,6 @@ class _Bonds:
         both = (pairs != NO_ATOM).all(axis=0)
         self.pairs.append(pairs[:, both])
         self.bound.append(pairs[:, ~both].reshape(-1))
-        self.unshiftable.append(pairs.reshape(-1))
         return torch.where(second == NO_ATOM, second, first)
 
     def factors(self, read: Labels) -> tuple[Labels, int]:
@@ -176,39 +161,13 @@ class _LabelInterpreter(fx.Interpreter):
         self._bonds = _Bonds()
         self._sources: list[Source] = []
         self._readers: list[Reader] = []
-        self._similarities: list[tuple[Reader, Reader]] = []
-        self._before_softmax: set[str] = set()
 
     def result(self) -> ChannelFlow:
         """What the run has found."""
-        read = [reader.atoms.reshape(-1) for reader in self._readers]
+        read = [reader.atoms for reader in self._readers]
         atoms = np.unique(np.concatenate(read)) if read else np.zeros(0, dtype=np.int64)
-        similar = tuple(pair for pair in self._similarities if self._cancels(pair))
-        for pair in self._similarities:
-            for reader in pair:
-                self._bonds.bind(torch.from_numpy(reader.atoms))
         factor_of, factors = self._bonds.factors(atoms[atoms != NO_ATOM])
-        is_shiftable = factor_of != NO_ATOM
-        for labels in self._bonds.unshiftable:
-            is_shiftable[labels[labels != NO_ATOM]] = False
-        return ChannelFlow(
-            tuple(self._sources), tuple(self._readers), similar, factor_of, is_shiftable, factors, self._movable_keys()
-        )
-
-    def _movable_keys(self) -> frozenset[str]:
-        fixed = np.concatenate([np.zeros(0, dtype=np.int64), *self._bonds.unshiftable])
-        free = (k for _, k in self._similarities if k.op in self._before_softmax)
-        return frozenset(k.op for k in free if not np.isin(k.atoms, fixed).any())
-
-    def _cancels(self, pair: tuple[Reader, Reader]) -> bool:
-        """Whether the atoms of q and k are read by this matmul alone, each at one place."""
-        atoms = np.concatenate([reader.atoms.reshape(-1) for reader in pair])
-        if (atoms == NO_ATOM).any() or len(np.unique(atoms)) != len(atoms):
-            return False
-        elsewhere = [reader.atoms for reader in self._readers]
-        elsewhere += [other.atoms for others in self._similarities if others is not pair for other in others]
-        elsewhere += [*self._bonds.bound, *self._bonds.pairs]
-        return not any(np.isin(atoms, labels).any() for labels in elsewhere)
+        return ChannelFlow(tuple(self._sources), tuple(self._readers), factor_of, factors)
 
     def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - labels, or the sizes that views need
         """Labels of one node."""
@@ -220,12 +179,12 @@ class _LabelInterpreter(fx.Interpreter):
                 self._bonds.bind(labels)
         if n.op != "call_function" or n.target in _VIEWS or next(_tensors(args, kwargs), None) is None:
             return super().run_node(n)
-        if n.name in self._ops:
-            return self._product(n, self._ops[n.name], args)
+        op = self._ops.get(n.name)
+        if op is not None and op.kind is not OpKind.MATMUL:
+            return self._product(n, op, args)
         if n.target in _NORMS and _is_own(n, _NORMS[n.target][0]):
             return self._norm(n, args)
         if n.target in _RECTIFIERS:
-            self._bonds.fix(args[0])
             return args[0]
         if n.target is aten.add.Tensor and len(list(_tensors(args[:2]))) == 2 and not kwargs:
             return self._bonds.join(args[0], args[1])
@@ -242,8 +201,6 @@ class _LabelInterpreter(fx.Interpreter):
 
     def _multiply(self, args: tuple[Any, ...]) -> Tensor:
         """A number, a parameter or a gate leaves the atoms of the other side as they are."""
-        for labels in _tensors(args):
-            self._bonds.fix(labels)
         first, second = args[0], args[1]
         if not isinstance(second, Tensor) or not isinstance(first, Tensor):
             return cast(Tensor, first if isinstance(first, Tensor) else second)
@@ -258,48 +215,17 @@ class _LabelInterpreter(fx.Interpreter):
         return self._new_source(n.name, args[0].shape, _NORMS[n.target][1], is_norm=True)
 
     def _product(self, n: fx.Node, op: Op, args: tuple[Any, ...]) -> Tensor:
-        if op.kind is OpKind.MATMUL:
-            return self._matmul(n, op, args)
         axis = 1 if op.kind is OpKind.CONV else -1
-        self._read(op, 0, args[0], (axis % args[0].ndim,))
-        if op.geometry is not None and any(op.geometry.padding):
-            self._bonds.fix(args[0])
+        self._read(op, args[0], axis % args[0].ndim)
         return self._new_source(op.name, _unlabelled(n, args, {}).shape, axis, is_norm=False)
 
-    def _matmul(self, n: fx.Node, op: Op, args: tuple[Any, ...]) -> Tensor:
-        first: Tensor = args[0]
-        second: Tensor = args[1]
-        result: Tensor = _unlabelled(n, args, {})
-        heads = tuple(range(1, second.ndim - 2))
-        if op.role is Role.ATTENTION_QK and first.ndim == second.ndim:
-            pair = [
-                _by_channel(op, index, labels, (*heads, channels))
-                for index, labels, channels in ((0, first, first.ndim - 1), (1, second, second.ndim - 2))
-            ]
-            if pair[0] is not None and pair[1] is not None:
-                self._similarities.append((pair[0], pair[1]))
-                if _becomes_softmax(n):
-                    self._before_softmax.add(op.name)
-            else:
-                self._bonds.bind(first)
-                self._bonds.bind(second)
-            return result
-        self._bonds.bind(first)
-        if op.role is not Role.ATTENTION_AV or not self._read(op, 1, second, (*heads, second.ndim - 1)):
-            self._bonds.bind(second)
-            return result
-        if n.args[0].target is not aten.softmax.int:  # type: ignore[union-attr]
-            self._bonds.fix(second)
-        return second[..., :1, :].expand(result.shape).contiguous()
-
-    def _read(self, op: Op, index: int, labels: Tensor, axes: tuple[int, ...]) -> bool:
-        """Note that an operation reads these atoms by channel; whether it does."""
-        reader = _by_channel(op, index, labels, axes)
+    def _read(self, op: Op, labels: Tensor, axis: int) -> None:
+        """Note that an operation reads these atoms by channel, if it does."""
+        reader = _by_channel(op, labels, axis)
         if reader is None:
             self._bonds.bind(labels)
         elif (reader.atoms != NO_ATOM).any():
             self._readers.append(reader)
-        return reader is not None
 
     def _new_source(self, name: str, shape: torch.Size, axis: int, *, is_norm: bool) -> Tensor:
         channels = shape[axis]
@@ -315,26 +241,13 @@ def _broadcast(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def _by_channel(op: Op, index: int, labels: Tensor, axes: tuple[int, ...]) -> Reader | None:
-    """An operand whose atoms depend on the place along these axes alone; None if they do not."""
-    others = [axis for axis in range(labels.ndim) if axis not in axes]
+def _by_channel(op: Op, labels: Tensor, axis: int) -> Reader | None:
+    """An input whose atoms depend on the place along this axis alone; None if they do not."""
+    others = [other for other in range(labels.ndim) if other != axis]
     lowest, highest = labels.amin(others), labels.amax(others)
     if not torch.equal(lowest, highest):
         return None
-    return Reader(op.name, index, op.inputs[index], axes, lowest.numpy())
-
-
-def _becomes_softmax(n: fx.Node) -> bool:
-    """Whether these scores go into a softmax over the keys and nowhere else, scaled and with masks at most."""
-    if len(n.users) != 1:
-        return False
-    user = next(iter(n.users))
-    if user.target is aten.softmax.int:
-        return bool(user.args[1] == -1)
-    passes = user.target in (aten.mul.Tensor, aten.add.Tensor, aten.div.Tensor) and user.args[0] is n
-    is_number = passes and not isinstance(user.args[1], fx.Node)
-    is_mask = passes and user.target is aten.add.Tensor
-    return (is_number or is_mask) and _becomes_softmax(user)
+    return Reader(op.name, op.inputs[0], axis, lowest.numpy())
 
 
 def _averaged(n: fx.Node, args: tuple[Any, ...]) -> Tensor | None:

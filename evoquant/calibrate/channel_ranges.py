@@ -15,43 +15,24 @@ from evoquant.errors import DataError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChannelRange:
-    """Statistics of one operand by channel; all tensors are float64 and have the shape of the reader's atoms.
+    """Statistics of one operand by channel; all tensors are float64, (channels,).
 
     Attributes:
-        lower: Smallest value.
-        upper: Greatest value.
-        mean: Mean.
+        magnitude: Greatest absolute value.
         mean_square: Mean of the squares.
     """
 
-    lower: Tensor
-    upper: Tensor
-    mean: Tensor
+    magnitude: Tensor
     mean_square: Tensor
 
-    @property
-    def middle(self) -> Tensor:
-        """Half way between the extremes."""
-        return (self.lower + self.upper) / 2
 
-    @property
-    def half_width(self) -> Tensor:
-        """Half of what the values span."""
-        return (self.upper - self.lower) / 2
-
-    @property
-    def magnitude(self) -> Tensor:
-        """Greatest absolute value."""
-        return torch.maximum(self.lower.abs(), self.upper.abs())
-
-
-Place = tuple[str, tuple[int, ...]]
-"""A node and the axes of its channels."""
+Place = tuple[str, int]
+"""A node and the axis of its channels."""
 
 
 def place(reader: Reader) -> Place:
     """Where the statistics of a reader are found."""
-    return reader.node, reader.axes
+    return reader.node, reader.axis
 
 
 def channel_ranges(
@@ -67,9 +48,9 @@ def channel_ranges(
     Raises:
         DataError: If there are no images.
     """
-    places: dict[str, set[tuple[int, ...]]] = {}
+    places: dict[str, set[int]] = {}
     for reader in readers:
-        places.setdefault(reader.node, set()).add(reader.axes)
+        places.setdefault(reader.node, set()).add(reader.axis)
     observing = _RangeInterpreter(program, places)
     with torch.inference_mode():
         for batch in batches:
@@ -81,36 +62,32 @@ def channel_ranges(
 
 @dataclass(slots=True)
 class _Running:
-    lower: Tensor
-    upper: Tensor
-    total: Tensor
+    magnitude: Tensor
     square_sum: Tensor
     count: int
 
     def finish(self) -> ChannelRange:
-        mean, mean_square = self.total / self.count, self.square_sum / self.count
-        return ChannelRange(self.lower.double(), self.upper.double(), mean, mean_square)
+        return ChannelRange(self.magnitude.double(), self.square_sum / self.count)
 
 
 class _RangeInterpreter(fx.Interpreter):
-    def __init__(self, program: fx.GraphModule, places: Mapping[str, set[tuple[int, ...]]]) -> None:
+    def __init__(self, program: fx.GraphModule, places: Mapping[str, set[int]]) -> None:
         super().__init__(program)
         self._places = places
         self.seen: dict[Place, _Running] = {}
 
     def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - a node may compute anything
         value = super().run_node(n)
-        for axes in self._places.get(n.name, ()):
-            self._look(value, (n.name, axes))
+        for axis in self._places.get(n.name, ()):
+            self._look(value, (n.name, axis))
         return value
 
     def _look(self, value: Tensor, where: Place) -> None:
-        others = [axis for axis in range(value.ndim) if axis not in where[1]]
-        lower, upper = value.amin(others), value.amax(others)
-        total, square_sum = value.sum(others).double(), value.square().sum(others).double()
-        count = value.numel() // lower.numel()
+        others = [axis for axis in range(value.ndim) if axis != where[1]]
+        magnitude, square_sum = value.abs().amax(others), value.square().sum(others).double()
+        count = value.numel() // magnitude.numel()
         known = self.seen.get(where)
         if known is not None:
-            lower, upper = torch.minimum(lower, known.lower), torch.maximum(upper, known.upper)
-            total, square_sum, count = total + known.total, square_sum + known.square_sum, count + known.count
-        self.seen[where] = _Running(lower, upper, total, square_sum, count)
+            magnitude = torch.maximum(magnitude, known.magnitude)
+            square_sum, count = square_sum + known.square_sum, count + known.count
+        self.seen[where] = _Running(magnitude, square_sum, count)

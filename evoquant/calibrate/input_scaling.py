@@ -53,7 +53,7 @@ def fixed_depthwise_inputs(captured: CapturedModel, flow: ChannelFlow) -> list[R
 
 def _input(op: Op) -> Reader:
     channels = op.input_shape[1]
-    return Reader(op.name, 0, op.inputs[0], (1,), torch.full((channels,), NO_ATOM).numpy())
+    return Reader(op.name, op.inputs[0], 1, torch.full((channels,), NO_ATOM).numpy())
 
 
 def even_factors(reader: Reader, ranges: Mapping[Place, ChannelRange]) -> Tensor:

@@ -56,13 +56,10 @@ class Moments:
         """``E[x x^T] - E[x] E[x]^T``, (groups, width, width), a new tensor."""
         return self.second - self.mean[:, :, None] * self.mean[:, None, :]
 
-    def rescaled(self, factor: Tensor, shift: Tensor) -> Moments:
-        """The moments of ``x / factor - shift``, both (groups, width)."""
-        mean = self.mean.double() / factor
-        moved = mean[:, :, None] * shift[:, None, :]
+    def rescaled(self, factor: Tensor) -> Moments:
+        """The moments of ``x / factor``; the factor is (groups, width)."""
         second = self.second.double() / (factor[:, :, None] * factor[:, None, :])
-        second += shift[:, :, None] * shift[:, None, :] - moved - moved.transpose(1, 2)
-        return Moments(self.rows, (mean - shift).float(), second.float())
+        return Moments(self.rows, (self.mean.double() / factor).float(), second.float())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,9 +74,9 @@ class SplitMoments:
     fitted: Moments
     held_out: Moments
 
-    def rescaled(self, factor: Tensor, shift: Tensor) -> SplitMoments:
-        """The moments of ``x / factor - shift``, both (groups, width)."""
-        return SplitMoments(self.fitted.rescaled(factor, shift), self.held_out.rescaled(factor, shift))
+    def rescaled(self, factor: Tensor) -> SplitMoments:
+        """The moments of ``x / factor``; the factor is (groups, width)."""
+        return SplitMoments(self.fitted.rescaled(factor), self.held_out.rescaled(factor))
 
 
 class MomentAccumulator:

@@ -1,8 +1,8 @@
-"""Factors and shifts that give the channels of an operand like ranges, so that one scale serves them all."""
+"""Factors that give the channels of an input like ranges, so that one scale serves them all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,21 +14,19 @@ from torch import Tensor
 
 from evoquant.calibrate.channel_flow import NO_ATOM, ChannelFlow, Reader
 from evoquant.calibrate.channel_ranges import ChannelRange, Place, place
-from evoquant.calibrate.rescale import Rescaling
 from evoquant.graph import CapturedModel
-from evoquant.types import OpKind
 
 SMALLEST_RANGE = 1e-6
-"""Ranges below it count as this one, relative to the greatest range of the operand."""
+"""Ranges below it count as this one, relative to the greatest range of the input."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Family:
-    """Channels whose factors are chosen together, because one operand reads them side by side.
+    """Channels whose factors are chosen together, because one operation reads them side by side.
 
     Attributes:
         name: The first operation that reads them.
-        kind: The step that it belongs to: ``norms``, ``values`` or ``chains``.
+        kind: The step that it belongs to: ``norms`` or ``chains``.
         atoms: Which atoms it consists of, (atoms,) bool.
         readers: Who reads them.
     """
@@ -39,7 +37,7 @@ class Family:
     readers: tuple[Reader, ...]
 
 
-def families(captured: CapturedModel, flow: ChannelFlow) -> list[Family]:
+def families(flow: ChannelFlow) -> list[Family]:
     """All families of a model, in the order of computation."""
     read = [factors[factors != NO_ATOM] for factors in (flow.factors_read(reader) for reader in flow.readers)]
     pairs = [np.stack([np.full(len(factors), factors[0]), factors]) for factors in read if len(factors)]
@@ -52,13 +50,12 @@ def families(captured: CapturedModel, flow: ChannelFlow) -> list[Family]:
             members.setdefault(int(family_of[factors[0]]), []).append(reader)
     known = flow.factor_of != NO_ATOM
     family_of_atom = np.where(known, family_of[np.where(known, flow.factor_of, 0)] if flow.factors else 0, NO_ATOM)
-    return [_family(captured, flow, family_of_atom == number, readers) for number, readers in members.items()]
+    return [_family(flow, family_of_atom == number, readers) for number, readers in members.items()]
 
 
-def _family(captured: CapturedModel, flow: ChannelFlow, atoms: NDArray[np.bool_], readers: list[Reader]) -> Family:
+def _family(flow: ChannelFlow, atoms: NDArray[np.bool_], readers: list[Reader]) -> Family:
     sources = [source for source in flow.sources if atoms[source.atoms].any()]
-    reads_values = any(captured.graph.op[reader.op].kind is OpKind.MATMUL for reader in readers)
-    kind = "values" if reads_values else "norms" if all(source.is_norm for source in sources) else "chains"
+    kind = "norms" if all(source.is_norm for source in sources) else "chains"
     return Family(readers[0].op, kind, torch.from_numpy(atoms), tuple(readers))
 
 
@@ -70,36 +67,39 @@ def equal_ranges(
     *,
     activation_share: float = 1.0,
     weight_share: float = 0.0,
-) -> Rescaling:
+) -> Tensor:
     """Factors that bring the channels of a family nearer to one range, in the geometric mean over its readers.
 
     The factor of a channel is ``range**activation_share / column**weight_share``: with 1 and 0 all channels of the
     activations have one range and the columns of the weights get what differed; with a half and a half both differ
-    alike. Where some channels of an operand cannot be scaled, the others are brought to the greatest of these.
+    alike. Where some channels of an input cannot be scaled, the others are brought to the greatest of these.
 
     Args:
         captured: The model.
         flow: Its channels.
         family: What to scale.
-        ranges: Of the operands.
+        ranges: Of the inputs.
         activation_share: Exponent of the range of a channel of the activations.
         weight_share: Exponent of the range of a column of the weights, relative to the range of its row.
+
+    Returns:
+        By atom, (atoms,) float64; 1 for atoms of other families.
     """
     total, count = torch.zeros(flow.factors, dtype=torch.float64), torch.zeros(flow.factors, dtype=torch.float64)
     for reader in family.readers:
-        factors = torch.from_numpy(flow.factors_read(reader)).reshape(-1)
+        factors = torch.from_numpy(flow.factors_read(reader))
         free = factors != NO_ATOM
-        magnitude = _bounded(ranges[place(reader)].magnitude.reshape(-1)).log()
+        magnitude = _bounded(ranges[place(reader)].magnitude).log()
         target = magnitude[free].mean() if bool(free.all()) else magnitude[~free].max()
         wanted = activation_share * (magnitude[free] - target)
-        if weight_share and captured.graph.op[reader.op].kind is not OpKind.MATMUL:
+        if weight_share:
             column = _bounded(_relative_columns(captured, reader.op)).log()[free]
             wanted = wanted - weight_share * (column - column.mean())
         total.index_add_(0, factors[free], wanted)
         count.index_add_(0, factors[free], torch.ones_like(wanted))
     by_factor = (total / count.clamp(min=1)).exp()
     factor = by_factor[torch.from_numpy(flow.factor_of).clamp(min=0)]
-    return Rescaling(factor, torch.zeros_like(factor)).only(family.atoms)
+    return torch.where(family.atoms, factor, 1.0)
 
 
 def _bounded(magnitude: Tensor) -> Tensor:
@@ -112,45 +112,9 @@ def _relative_columns(captured: CapturedModel, op: str) -> Tensor:
     A row that reads one channel alone, as in a depthwise convolution, has its own scale and tells nothing: all ones.
     """
     weight = captured.weight(op)
-    assert weight is not None, "a reader that is not a matmul has a weight"
+    assert weight is not None, "a reader has a weight"
     geometry = captured.graph.op[op].geometry
     rows = weight.double().flatten(2).abs().amax(2) if weight.ndim > 2 else weight.double().abs()
     relative = rows / rows.amax(1, keepdim=True).clamp(min=1e-30)
     groups = 1 if geometry is None else geometry.groups
     return relative.view(groups, -1, relative.shape[1]).amax(1).reshape(-1)
-
-
-def centred_values(flow: ChannelFlow, family: Family, ranges: Mapping[Place, ChannelRange]) -> Rescaling:
-    """The shift that makes the mean of v zero: attention weights that are rounded to zero then take little away."""
-    identity = Rescaling.identity(flow)
-    for reader in family.readers:
-        if reader.index == 1:
-            atoms = torch.from_numpy(reader.atoms)
-            movable = torch.from_numpy(flow.is_shiftable)[atoms]
-            identity.shift[atoms] = torch.where(movable, ranges[place(reader)].mean, 0.0)
-    return identity
-
-
-def balanced_similarity(
-    flow: ChannelFlow, pair: tuple[Reader, Reader], ranges: Mapping[Place, ChannelRange]
-) -> Rescaling:
-    """Factors of q, and their inverses of k, that give both the same range in each channel; k is centred too."""
-    q, k = pair
-    result = Rescaling.identity(flow)
-    keys, magnitude = ranges[place(k)], ranges[place(q)].magnitude
-    is_movable = k.op in flow.movable_keys
-    width, offset = (keys.half_width, keys.middle) if is_movable else (keys.magnitude, torch.zeros_like(keys.middle))
-    least = SMALLEST_RANGE * float(magnitude.max()) + 1e-30
-    factor = (magnitude.clamp(min=least) / width.clamp(min=least)).sqrt()
-    result.factor[torch.from_numpy(q.atoms)] = factor
-    result.factor[torch.from_numpy(k.atoms)] = 1.0 / factor
-    result.shift[torch.from_numpy(k.atoms)] = offset * factor
-    return result
-
-
-def combined(rescalings: Iterator[Rescaling] | list[Rescaling], flow: ChannelFlow) -> Rescaling:
-    """Rescalings of different atoms as one."""
-    factor, shift = Rescaling.identity(flow).factor, Rescaling.identity(flow).shift
-    for part in rescalings:
-        factor, shift = factor * part.factor, shift + part.shift
-    return Rescaling(factor, shift)

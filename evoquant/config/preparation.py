@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
-RescalingStep = Literal["depthwise", "norms", "chains", "similarities", "values"]
+RescalingStep = Literal["depthwise", "norms", "chains"]
 
 
 class PreparationSpec(BaseModel):
@@ -24,13 +24,12 @@ class PreparationSpec(BaseModel):
             and the columns of the weights behind it nearer to one range, both alike.
             ``chains``: one range of the activations, for channels that run from product to product through sums and
             rectifiers.
-            ``similarities``: q and k share their ranges, and k loses its offset. ``values``: v loses its offset.
         guard_share: The guard judges on one of so many calibration images and never shows them to the steps.
         gradient_images: Calibration images that the gradients for range setting by ``fisher`` come from.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rescaling: tuple[RescalingStep, ...] = ("depthwise", "norms", "chains", "similarities", "values")
+    rescaling: tuple[RescalingStep, ...] = ("depthwise", "norms", "chains")
     guard_share: PositiveInt = 4
     gradient_images: PositiveInt = 64

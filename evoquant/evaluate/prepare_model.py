@@ -25,8 +25,8 @@ from evoquant.calibrate.guard import GuardedStep, Losses, keep_what_helps
 from evoquant.calibrate.importance import position_importance
 from evoquant.calibrate.input_scaling import even_factors, fixed_depthwise_inputs, scale_inputs
 from evoquant.calibrate.moments import SplitMoments, collect_moments
-from evoquant.calibrate.rescale import Rescaling, rescale, rescaled_moments
-from evoquant.calibrate.rescale_choice import balanced_similarity, centred_values, combined, equal_ranges, families
+from evoquant.calibrate.rescale import rescale, rescaled_moments
+from evoquant.calibrate.rescale_choice import equal_ranges, families
 from evoquant.config.preparation import PreparationSpec
 from evoquant.config.quantizers import CompensationSpec
 from evoquant.errors import DataError
@@ -38,7 +38,7 @@ from evoquant.space import uniform_plan
 from evoquant.space.presets import equal_steps_plan
 from evoquant.types import LayerQuantConfig, Op
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 GUARD_BITS = ((6, 6), (4, 8), (4, 4))
 """Bits of weights and activations that the guard judges at."""
 SHARES = {"norms": (0.5, 0.5), "chains": (1.0, 0.0)}
@@ -174,7 +174,7 @@ class _Deciding:
     def _rescaled(self, steps: Sequence[str], now: _Changed, images: Tensor) -> _Changed:
         flow = trace_channels(now.captured)
         choices = _rescalings(now.captured, flow, images)
-        kept: list[Rescaling] = []
+        kept: list[Tensor] = []
         model = now
         for step in steps:
             model = self._taken(
@@ -208,16 +208,15 @@ def _with_scaled_inputs(now: _Changed, factors: Mapping[str, Tensor], some: froz
     for name, factor in chosen.items():
         if name in moments:
             by_input = factor[:, None].expand(moments[name].fitted.mean.shape)
-            moments[name] = moments[name].rescaled(by_input, torch.zeros_like(by_input))
+            moments[name] = moments[name].rescaled(by_input)
     return _Changed(scale_inputs(now.captured, chosen), moments)
 
 
-def _rescalings(captured: CapturedModel, flow: ChannelFlow, images: Tensor) -> dict[str, dict[str, Rescaling]]:
-    """What each step could do, by step and part."""
-    readers = [*flow.readers, *(reader for pair in flow.similarities for reader in pair)]
-    ranges = channel_ranges(captured.program, readers, torch.split(images, 8))
-    found = families(captured, flow)
-    make = {
+def _rescalings(captured: CapturedModel, flow: ChannelFlow, images: Tensor) -> dict[str, dict[str, Tensor]]:
+    """The factors that each step could apply, by step and part."""
+    ranges = channel_ranges(captured.program, flow.readers, torch.split(images, 8))
+    found = families(flow)
+    return {
         kind: {
             family.name: equal_ranges(
                 captured, flow, family, ranges, activation_share=activation_share, weight_share=weight_share
@@ -227,21 +226,19 @@ def _rescalings(captured: CapturedModel, flow: ChannelFlow, images: Tensor) -> d
         }
         for kind, (activation_share, weight_share) in SHARES.items()
     }
-    make["similarities"] = {pair[0].op: balanced_similarity(flow, pair, ranges) for pair in flow.similarities}
-    make["values"] = {family.name: centred_values(flow, family, ranges) for family in found if family.kind == "values"}
-    return make
 
 
 def _with_rescaled(
     base: _Changed,
     flow: ChannelFlow,
-    kept: list[Rescaling],
-    choices: Mapping[str, Rescaling],
+    kept: list[Tensor],
+    choices: Mapping[str, Tensor],
     some: frozenset[str],
 ) -> _Changed:
-    rescaling = combined([*kept, *(choices[part] for part in sorted(some))], flow)
-    moments = rescaled_moments(base.captured, flow, rescaling, base.moments)
-    return _Changed(rescale(base.captured, flow, rescaling), moments)
+    parts = [*kept, *(choices[part] for part in sorted(some))]
+    factors = torch.stack(parts).prod(0)
+    moments = rescaled_moments(base.captured, flow, factors, base.moments)
+    return _Changed(rescale(base.captured, flow, factors), moments)
 
 
 class _Judge:

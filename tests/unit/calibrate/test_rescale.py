@@ -6,8 +6,8 @@ from torch.nn import functional as F
 from evoquant.calibrate.channel_flow import NO_ATOM, trace_channels
 from evoquant.calibrate.channel_ranges import channel_ranges, place
 from evoquant.calibrate.moments import collect_moments
-from evoquant.calibrate.rescale import Rescaling, rescale, rescaled_moments
-from evoquant.calibrate.rescale_choice import balanced_similarity, centred_values, combined, equal_ranges, families
+from evoquant.calibrate.rescale import rescale, rescaled_moments
+from evoquant.calibrate.rescale_choice import equal_ranges, families
 from evoquant.graph import capture
 
 EXACT = 1e-4
@@ -89,18 +89,15 @@ def images(count=4):
 
 
 def ranges_of(model, flow):
-    readers = [*flow.readers, *[reader for pair in flow.similarities for reader in pair]]
-    return channel_ranges(model.program, readers, [images()])
+    return channel_ranges(model.program, flow.readers, [images()])
 
 
-def random_rescaling(flow, seed=1):
-    """Any factors and shifts that are allowed."""
+def random_factors(flow, seed=1):
+    """Any factors that are allowed."""
     generator = torch.Generator().manual_seed(seed)
     by_factor = torch.rand(flow.factors, generator=generator, dtype=torch.float64) * 4 + 0.2
     factor_of = torch.from_numpy(flow.factor_of)
-    factor = torch.where(factor_of == NO_ATOM, 1.0, by_factor[factor_of.clamp(min=0)])
-    shift = torch.randn(len(factor), generator=generator, dtype=torch.float64)
-    return Rescaling(factor, torch.where(torch.from_numpy(flow.is_shiftable), shift, 0.0))
+    return torch.where(factor_of == NO_ATOM, 1.0, by_factor[factor_of.clamp(min=0)])
 
 
 def relative(first, second):
@@ -121,10 +118,10 @@ MODELS = {
 def test_any_allowed_rescaling_is_exact(name, seed):
     model = captured(MODELS[name]())
     flow = trace_channels(model)
-    rescaling = random_rescaling(flow, seed)
-    assert bool((rescaling.factor != 1).any())
+    factors = random_factors(flow, seed)
+    assert bool((factors != 1).any())
 
-    changed = rescale(model, flow, rescaling)
+    changed = rescale(model, flow, factors)
 
     assert relative(model(images()), changed(images())) < EXACT
     weights = [op.name for op in model.graph.ops if op.weight_count]
@@ -135,16 +132,8 @@ def test_the_captured_model_itself_is_left_alone():
     model = captured(Transformer())
     before = {op.name: model.weight(op.name) for op in model.graph.ops if op.weight_count}
     flow = trace_channels(model)
-    rescale(model, flow, random_rescaling(flow))
+    rescale(model, flow, random_factors(flow))
     assert all(torch.equal(model.weight(name), weight) for name, weight in before.items())
-
-
-def test_a_bias_that_a_shift_needs_is_in_the_graph():
-    model = captured(Normed())
-    flow = trace_channels(model)
-    changed = rescale(model, flow, random_rescaling(flow))
-    assert not model.graph.op["right"].has_bias
-    assert changed.graph.op["right"].has_bias
 
 
 @pytest.mark.parametrize(
@@ -166,17 +155,11 @@ def test_a_residual_stream_has_one_factor_for_each_channel():
     assert len(set(by_name["stem"].tolist())) == 8
 
 
-def test_padding_forbids_a_shift():
-    flow = trace_channels(captured(Bottlenecks(nn.ReLU6())))
-    stem = next(source for source in flow.sources if source.name == "stem")
-    assert not flow.is_shiftable[stem.atoms].any()
-
-
 def test_equal_ranges_make_the_channels_of_a_norm_equal():
     model = captured(Transformer())
     flow = trace_channels(model)
     ranges = ranges_of(model, flow)
-    family = next(family for family in families(model, flow) if family.name == "fc1")
+    family = next(family for family in families(flow) if family.name == "fc1")
     assert family.kind == "norms"
 
     changed = rescale(model, flow, equal_ranges(model, flow, family, ranges))
@@ -188,44 +171,14 @@ def test_equal_ranges_make_the_channels_of_a_norm_equal():
     assert relative(model(images()), changed(images())) < EXACT
 
 
-def test_balanced_similarity_is_exact_and_centres_k():
+def test_factors_of_different_families_multiply():
     model = captured(Transformer())
     flow = trace_channels(model)
     ranges = ranges_of(model, flow)
-    (pair,) = flow.similarities
-    assert flow.movable_keys == {pair[1].op}
-
-    changed = rescale(model, flow, balanced_similarity(flow, pair, ranges))
-
-    assert relative(model(images()), changed(images())) < EXACT
-    after = ranges_of(changed, flow)
-    q, k = after[place(pair[0])], after[place(pair[1])]
-    assert torch.allclose(q.magnitude, k.magnitude, rtol=1e-3)
-    assert float(k.middle.abs().max()) < 1e-4
-
-
-def test_centred_values_have_no_mean_and_change_nothing():
-    model = captured(Transformer())
-    flow = trace_channels(model)
-    ranges = ranges_of(model, flow)
-    family = next(family for family in families(model, flow) if family.kind == "values")
-
-    changed = rescale(model, flow, centred_values(flow, family, ranges))
-
-    assert relative(model(images()), changed(images())) < EXACT
-    values = next(reader for reader in family.readers if reader.index == 1)
-    assert float(ranges[place(values)].mean.abs().max()) > 1e-2
-    assert float(ranges_of(changed, flow)[place(values)].mean.abs().max()) < 1e-5
-
-
-def test_rescalings_of_different_families_combine():
-    model = captured(Transformer())
-    flow = trace_channels(model)
-    ranges = ranges_of(model, flow)
-    parts = [equal_ranges(model, flow, family, ranges) for family in families(model, flow)]
-    together = combined(parts, flow)
-    for family, part in zip(families(model, flow), parts, strict=True):
-        assert torch.equal(together.factor[family.atoms], part.factor[family.atoms])
+    parts = [equal_ranges(model, flow, family, ranges) for family in families(flow)]
+    together = torch.stack(parts).prod(0)
+    for family, part in zip(families(flow), parts, strict=True):
+        assert torch.equal(together[family.atoms], part[family.atoms])
     assert relative(model(images()), rescale(model, flow, together)(images())) < EXACT
 
 
@@ -233,12 +186,12 @@ def test_rescalings_of_different_families_combine():
 def test_moments_of_the_rescaled_model_follow_from_those_of_the_model(name):
     model = captured(MODELS[name]())
     flow = trace_channels(model)
-    rescaling = random_rescaling(flow)
+    factors = random_factors(flow)
     batches = [images(8)]
 
-    found = rescaled_moments(model, flow, rescaling, collect_moments(model.program, model.graph, batches))
+    found = rescaled_moments(model, flow, factors, collect_moments(model.program, model.graph, batches))
 
-    changed = rescale(model, flow, rescaling)
+    changed = rescale(model, flow, factors)
     expected = collect_moments(changed.program, changed.graph, batches)
     for op, moments in expected.items():
         for part in ("fitted", "held_out"):
