@@ -29,7 +29,7 @@ NEAREST = CompensationSpec(
     ridges=(),
     rounding=RoundingSpec(iterations=0),
 )
-RESCALING: tuple[RescalingStep, ...] = ("depthwise", "norms", "chains")
+RESCALING: tuple[RescalingStep, ...] = ("rotations", "depthwise", "norms", "chains")
 
 
 def steps() -> list[Method]:

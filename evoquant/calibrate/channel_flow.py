@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from evoquant.graph import CapturedModel
 from evoquant.types import Op, OpKind
@@ -37,16 +38,17 @@ NO_ATOM = -1
 
 Labels = NDArray[np.int64]
 
-_VIEWS = frozenset(
+VIEWS = frozenset(
     {
         aten.reshape.default, aten.permute.default, aten.transpose.int, aten.unbind.int, aten.cat.default,
-        aten.slice.Tensor, aten.select.int, aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default,
-        aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.expand.default, aten.flip.default,
-        aten.roll.default, aten.sym_size.int, operator.getitem,
+        aten.flatten.using_ints, aten.slice.Tensor, aten.select.int, aten.split.Tensor,
+        aten.split_with_sizes.default, aten.chunk.default, aten.unsqueeze.default, aten.squeeze.dim,
+        aten.squeeze.dims, aten.expand.default, aten.flip.default, aten.roll.default, aten.sym_size.int,
+        operator.getitem,
     }
 )  # fmt: skip
 _RECTIFIERS = frozenset({aten.relu.default, aten.leaky_relu.default})
-_NORMS: dict[Any, tuple[int, int]] = {aten.layer_norm.default: (2, -1), aten.group_norm.default: (2, 1)}
+NORMS: dict[Any, tuple[int, int]] = {aten.layer_norm.default: (2, -1), aten.group_norm.default: (2, 1)}
 """Position of the affine weight among the arguments, and the axis of its channels."""
 
 
@@ -175,29 +177,31 @@ class _LabelInterpreter(fx.Interpreter):
             return torch.full_like(super().run_node(n), NO_ATOM, dtype=torch.int64)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         if n.op == "output":
-            for labels in _tensors(args):
+            for labels in tensors_in(args):
                 self._bonds.bind(labels)
-        if n.op != "call_function" or n.target in _VIEWS or next(_tensors(args, kwargs), None) is None:
+        if n.op == "call_function" and next(tensors_in(args, kwargs), None) is None:
+            return without_labels(super().run_node(n))
+        if n.op != "call_function" or n.target in VIEWS:
             return super().run_node(n)
         op = self._ops.get(n.name)
         if op is not None and op.kind is not OpKind.MATMUL:
             return self._product(n, op, args)
-        if n.target in _NORMS and _is_own(n, _NORMS[n.target][0]):
+        if n.target in NORMS and is_own(n, NORMS[n.target][0]):
             return self._norm(n, args)
         if n.target in _RECTIFIERS:
             return args[0]
-        if n.target is aten.add.Tensor and len(list(_tensors(args[:2]))) == 2 and not kwargs:
+        if n.target is aten.add.Tensor and len(list(tensors_in(args[:2]))) == 2 and not kwargs:
             return self._bonds.join(args[0], args[1])
         if n.target is aten.mul.Tensor:
             return self._multiply(args)
-        averaged = _averaged(n, args)
-        return self._other(n, args, kwargs) if averaged is None else averaged
+        mean = averaged(n, args)
+        return self._other(n, args, kwargs) if mean is None else mean
 
     def _other(self, n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """An operation that commutes with nothing: what it reads is bound, what it gives has no atoms."""
-        for labels in _tensors(args, kwargs):
+        for labels in tensors_in(args, kwargs):
             self._bonds.bind(labels)
-        return _unlabelled(n, args, kwargs)
+        return unlabelled(n, args, kwargs)
 
     def _multiply(self, args: tuple[Any, ...]) -> Tensor:
         """A number, a parameter or a gate leaves the atoms of the other side as they are."""
@@ -212,12 +216,12 @@ class _LabelInterpreter(fx.Interpreter):
 
     def _norm(self, n: fx.Node, args: tuple[Any, ...]) -> Tensor:
         self._bonds.bind(args[0])
-        return self._new_source(n.name, args[0].shape, _NORMS[n.target][1], is_norm=True)
+        return self._new_source(n.name, args[0].shape, NORMS[n.target][1], is_norm=True)
 
     def _product(self, n: fx.Node, op: Op, args: tuple[Any, ...]) -> Tensor:
         axis = 1 if op.kind is OpKind.CONV else -1
         self._read(op, args[0], axis % args[0].ndim)
-        return self._new_source(op.name, _unlabelled(n, args, {}).shape, axis, is_norm=False)
+        return self._new_source(op.name, unlabelled(n, args, {}).shape, axis, is_norm=False)
 
     def _read(self, op: Op, labels: Tensor, axis: int) -> None:
         """Note that an operation reads these atoms by channel, if it does."""
@@ -250,7 +254,7 @@ def _by_channel(op: Op, labels: Tensor, axis: int) -> Reader | None:
     return Reader(op.name, op.inputs[0], axis, lowest.numpy())
 
 
-def _averaged(n: fx.Node, args: tuple[Any, ...]) -> Tensor | None:
+def averaged(n: fx.Node, args: tuple[Any, ...]) -> Tensor | None:
     """Labels after a mean or maximum over positions; None for another operation, or if atoms would be mixed."""
     if n.target is aten.adaptive_avg_pool2d.default and list(args[1]) in ([1, 1], [1]):
         axes, keep = [-2, -1], True
@@ -262,29 +266,34 @@ def _averaged(n: fx.Node, args: tuple[Any, ...]) -> Tensor | None:
     return lowest if torch.equal(lowest, highest) else None
 
 
-def _unlabelled(n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+def unlabelled(n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
     """Tensors without atoms, of the shapes that the operation gives."""
 
     def shape_only(value: Any) -> Any:  # noqa: ANN401
-        return torch.empty(value.shape, device="meta") if isinstance(value, Tensor) else value
+        return torch.empty(value.shape) if isinstance(value, Tensor) else value
 
-    found = n.target(*fx.node.map_aggregate(args, shape_only), **fx.node.map_aggregate(kwargs, shape_only))  # type: ignore
-    return fx.node.map_aggregate(
-        found, lambda value: torch.full(value.shape, NO_ATOM) if isinstance(value, Tensor) else value
-    )
+    with FakeTensorMode():
+        found = n.target(*fx.node.map_aggregate(args, shape_only), **fx.node.map_aggregate(kwargs, shape_only))  # type: ignore
+    return without_labels(found)
 
 
-def _tensors(*values: Any) -> Iterator[Tensor]:  # noqa: ANN401
+def without_labels(value: Any) -> Any:  # noqa: ANN401
+    """Tensors of these shapes that hold no atom; other values stay."""
+    return fx.node.map_aggregate(value, lambda one: torch.full(one.shape, NO_ATOM) if isinstance(one, Tensor) else one)
+
+
+def tensors_in(*values: Any) -> Iterator[Tensor]:  # noqa: ANN401
+    """The tensors among arguments, however deep."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, (list, tuple)):
-            yield from _tensors(*value)
+            yield from tensors_in(*value)
         elif isinstance(value, dict):
-            yield from _tensors(*value.values())
+            yield from tensors_in(*value.values())
 
 
-def _is_own(n: fx.Node, position: int) -> bool:
+def is_own(n: fx.Node, position: int) -> bool:
     """Whether the affine parameters of a norm are stored ones that no other node reads."""
     stored = n.args[position : position + 2]
     return len(stored) == 2 and all(

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
-RescalingStep = Literal["depthwise", "norms", "chains"]
+RescalingStep = Literal["rotations", "depthwise", "norms", "chains"]
 
 
 class PreparationSpec(BaseModel):
@@ -18,18 +18,19 @@ class PreparationSpec(BaseModel):
 
     Attributes:
         rescaling: Steps to try, in this order; each channel family keeps a step only where the guard sees it help.
+            ``rotations``: the channels of a residual stream, or of another set that only linear operations and whole
+            norms meet, are mixed by a random rotation, which makes them alike and their values bell-shaped.
             ``depthwise``: channels are multiplied to one range in front of a depthwise convolution whose input cannot
-            be rescaled at its source (behind SiLU, or a clip at 6), which adds one elementwise operation each; this
-            comes first, wherever it stands. ``norms``: the affine part of a norm brings the channels of the activations
-            and the columns of the weights behind it nearer to one range, both alike.
-            ``chains``: one range of the activations, for channels that run from product to product through sums and
-            rectifiers.
+            be rescaled at its source (behind SiLU, or a clip at 6), which adds one elementwise operation each. These
+            two come first, wherever they stand. ``norms``: the affine part of a norm brings the channels of the
+            activations and the columns of the weights behind it nearer to one range, both alike. ``chains``: one range
+            of the activations, for channels that run from product to product through sums and rectifiers.
         guard_share: The guard judges on one of so many calibration images and never shows them to the steps.
         gradient_images: Calibration images that the gradients for range setting by ``fisher`` come from.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rescaling: tuple[RescalingStep, ...] = ("depthwise", "norms", "chains")
+    rescaling: tuple[RescalingStep, ...] = ("rotations", "depthwise", "norms", "chains")
     guard_share: PositiveInt = 4
     gradient_images: PositiveInt = 64

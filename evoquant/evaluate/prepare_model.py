@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,11 +22,13 @@ from evoquant.calibrate.channel_flow import ChannelFlow, trace_channels
 from evoquant.calibrate.channel_ranges import channel_ranges
 from evoquant.calibrate.compensate import QuantizedWeight
 from evoquant.calibrate.guard import GuardedStep, Losses, keep_what_helps
-from evoquant.calibrate.importance import position_importance
+from evoquant.calibrate.importance import Importance, position_importance
 from evoquant.calibrate.input_scaling import even_factors, fixed_depthwise_inputs, scale_inputs
 from evoquant.calibrate.moments import SplitMoments, collect_moments
 from evoquant.calibrate.rescale import rescale, rescaled_moments
 from evoquant.calibrate.rescale_choice import equal_ranges, families
+from evoquant.calibrate.rotate import rotate
+from evoquant.calibrate.streams import Stream, find_streams
 from evoquant.config.preparation import PreparationSpec
 from evoquant.config.quantizers import CompensationSpec
 from evoquant.errors import DataError
@@ -77,7 +79,7 @@ def improve(
     *,
     known: Path | None = None,
 ) -> tuple[CapturedModel, PreparationReport]:
-    """Rescale channels wherever that helps.
+    """Rotate and rescale channels wherever that helps.
 
     Args:
         captured: The floating-point model; not changed.
@@ -163,13 +165,22 @@ class _Deciding:
         now = _Changed(captured, {})
         if settings.rescaling:
             now = _Changed(captured, self._judge.moments)
+        if "rotations" in settings.rescaling:
+            streams = {stream.name: stream for stream in find_streams(captured)}
+            now = self._taken("rotations", list(streams), now, partial(self._rotated, now, streams))
         if "depthwise" in settings.rescaling:
-            factors = _input_factors(captured, images)
+            factors = _input_factors(now.captured, images)
             now = self._taken("depthwise", list(factors), now, partial(_with_scaled_inputs, now, factors))
-        steps = [step for step in settings.rescaling if step != "depthwise"]
+        steps = [step for step in settings.rescaling if step in SHARES]
         if steps:
             now = self._rescaled(steps, now, images)
         return now.captured
+
+    def _rotated(self, now: _Changed, streams: Mapping[str, Stream], some: frozenset[str]) -> _Changed:
+        chosen = [stream for name, stream in streams.items() if name in some]
+        rotated = rotate(now.captured, chosen)
+        readers = {reader.op for stream in chosen for reader in stream.readers}
+        return _Changed(rotated, {**now.moments, **self._judge.moments_of(rotated, readers & now.moments.keys())})
 
     def _rescaled(self, steps: Sequence[str], now: _Changed, images: Tensor) -> _Changed:
         flow = trace_channels(now.captured)
@@ -257,11 +268,17 @@ class _Judge:
     @cached_property
     def moments(self) -> Mapping[str, SplitMoments]:
         """Of the inputs of the unchanged model."""
-        if not self._compensation.is_active:
-            return {}
-        batches, share = torch.split(self._fitted, 8), self._compensation.gradient_share
-        importance = position_importance(self._captured, batches, share)
-        return collect_moments(self._captured.program, self._captured.graph, batches, importance=importance)
+        return self.moments_of(self._captured, None) if self._compensation.is_active else {}
+
+    def moments_of(self, captured: CapturedModel, ops: Collection[str] | None) -> Mapping[str, SplitMoments]:
+        """Of the inputs of some operations of a changed model, with the importance that positions have in the model."""
+        batches = torch.split(self._fitted, 8)
+        return collect_moments(captured.program, captured.graph, batches, ops=ops, importance=self._importance)
+
+    @cached_property
+    def _importance(self) -> Importance:
+        batches = torch.split(self._fitted, 8)
+        return position_importance(self._captured, batches, self._compensation.gradient_share)
 
     @cached_property
     def _reference(self) -> Tensor:

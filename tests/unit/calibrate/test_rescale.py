@@ -198,3 +198,17 @@ def test_moments_of_the_rescaled_model_follow_from_those_of_the_model(name):
             second, wanted = getattr(found[op], part).second, getattr(moments, part).second
             assert relative(wanted, second) < EXACT
             assert torch.allclose(getattr(found[op], part).mean, getattr(moments, part).mean, atol=1e-4)
+
+
+def test_constants_that_the_program_computes_hold_no_channels():
+    class Coded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+        def forward(self, x):
+            x = self.stem(x)
+            places = torch.ones(x.shape[0], 1, x.shape[2], x.shape[3]).to(x.device).cumsum(2)
+            return self.head((x + 0.1 * places).mean((2, 3)))
+
+    assert trace_channels(captured(Coded())).factors == 0
