@@ -25,10 +25,14 @@ References:
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
 from dataclasses import replace
 
+import numpy as np
 import torch
+from scipy.fft import dct
+from scipy.linalg import hadamard
 from torch import Tensor
 
 from evoquant.calibrate.streams import Side, Stream
@@ -39,7 +43,22 @@ AFFINE = (2, 3)
 """Positions of weight and bias among the arguments of a norm."""
 
 
-def random_rotation(channels: int, *, seed: int) -> Tensor:
+def even_rotation(channels: int, *, seed: int) -> Tensor:
+    """An orthogonal matrix that mixes all channels about evenly, float64, (channels, channels).
+
+    It is Hadamard's where there is one of that size, else that of the cosine transform, with random signs.
+
+    Args:
+        channels: At least 1.
+        seed: Equal seeds give equal matrices.
+    """
+    is_power = channels & (channels - 1) == 0
+    even = hadamard(channels) / channels**0.5 if is_power else dct(np.eye(channels), axis=0, norm="ortho")
+    signs = torch.randint(2, (channels,), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return torch.from_numpy(even).double() * signs
+
+
+def ones_keeping_rotation(channels: int, *, seed: int) -> Tensor:
     """A random orthogonal matrix that keeps the vector of ones, float64, (channels, channels).
 
     Args:
@@ -63,14 +82,15 @@ def rotate(captured: CapturedModel, streams: Iterable[Stream], *, seed: int = 0)
     Args:
         captured: The model that the streams were found in; not changed.
         streams: Which streams.
-        seed: Of the rotations.
+        seed: Of the rotations, each of which depends on the name of its stream too.
 
     Returns:
         A copy that shares all weights that are equal.
     """
     changed = captured.clone()
     for stream in streams:
-        rotation = random_rotation(stream.channels, seed=seed)
+        make = ones_keeping_rotation if stream.norms else even_rotation
+        rotation = make(stream.channels, seed=seed + zlib.crc32(stream.name.encode()))
         for reader in stream.readers:
             _read_rotated(changed, reader, rotation)
         for norm in stream.norms:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evoquant.calibrate.rotate import random_rotation, rotate
+from evoquant.calibrate.rotate import even_rotation, ones_keeping_rotation, rotate
 from evoquant.calibrate.streams import Side, find_streams
 from evoquant.graph import CapturedModel, capture
 
@@ -137,13 +137,23 @@ def test_rotated_models_compute_the_same_with_other_weights(name: str, seed: int
         assert captured.weight(op) is weight, "the model itself is left alone"
 
 
-def test_a_rotation_is_orthogonal_and_keeps_the_ones() -> None:
-    rotation = random_rotation(24, seed=3)
+@pytest.mark.parametrize("make", [even_rotation, ones_keeping_rotation])
+@pytest.mark.parametrize("channels", [8, 20, 24, 64])
+def test_rotations_are_orthogonal_and_repeatable(make: Callable[..., Tensor], channels: int) -> None:
+    rotation = make(channels, seed=3)
+    torch.testing.assert_close(rotation @ rotation.T, torch.eye(channels, dtype=torch.float64))
+    assert torch.equal(rotation, make(channels, seed=3))
+    assert not torch.equal(rotation, make(channels, seed=4))
+
+
+def test_a_rotation_for_norms_keeps_the_ones() -> None:
     one = torch.ones(24, dtype=torch.float64)
-    torch.testing.assert_close(rotation @ rotation.T, torch.eye(24, dtype=torch.float64))
-    torch.testing.assert_close(rotation @ one, one)
-    assert not torch.allclose(rotation, torch.eye(24, dtype=torch.float64))
-    assert torch.equal(rotation, random_rotation(24, seed=3))
+    torch.testing.assert_close(ones_keeping_rotation(24, seed=3) @ one, one)
+
+
+@pytest.mark.parametrize(("channels", "most"), [(64, 1.0), (20, 2**0.5)])
+def test_an_even_rotation_takes_no_channel_more_than_others(channels: int, most: float) -> None:
+    assert float(even_rotation(channels, seed=0).abs().max()) <= (most + 1e-9) / channels**0.5
 
 
 def _ops(sides: tuple[Side, ...]) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from evoquant.config.preparation import PreparationSpec
+from evoquant.config.preparation import PreparationSpec, RescalingStep
 from evoquant.config.quantizers import CompensationSpec
 from evoquant.errors import DataError
 from evoquant.evaluate.prepare_model import improve
@@ -48,11 +48,15 @@ def _images(count: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("compensation", [CompensationSpec(), CompensationSpec(weight_compensation="none")])
-def test_what_helps_is_kept_and_changes_nothing(captured: CapturedModel, compensation: CompensationSpec) -> None:
-    prepared, report = improve(captured, _images(16), PreparationSpec(), compensation)
-    norms = next(step for step in report.steps if step.step == "norms")
-    assert "fc1" in norms.kept
-    assert norms.after < norms.before
+@pytest.mark.parametrize(("rescaling", "kept"), [("norms", "fc1"), ("rotations", "stem")])
+def test_what_helps_is_kept_and_changes_nothing(
+    captured: CapturedModel, compensation: CompensationSpec, rescaling: RescalingStep, kept: str
+) -> None:
+    prepared, report = improve(captured, _images(16), PreparationSpec(rescaling=(rescaling,)), compensation)
+    (step,) = report.steps
+    assert step.step == rescaling
+    assert kept in step.kept
+    assert step.after < step.before
     assert report.held_out_images == 4
     assert report.difference < 1e-5
     assert prepared is not captured
