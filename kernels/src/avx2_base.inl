@@ -22,8 +22,18 @@ inline void vstore_s16(int16_t* p, vi x) { _mm_storeu_si128((__m128i*)p, words(x
 inline void vstore_s8(int8_t* p, vi x) { _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(words(x), words(x))); }
 inline void vstore_u8(uint8_t* p, vi x) { _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(words(x), words(x))); }
 
+#define EQ_OWN_LOOKUP
+inline vi vlookup(vi code, const uint8_t* table) {
+  const __m256i found = _mm256_i32gather_epi32((const int*)table, (__m256i)code, 1);
+  return (vi)_mm256_and_si256(found, _mm256_set1_epi32(0xff));
+}
+
 #define EQ_OWN_STORE4
-inline void vstore4_u8(uint8_t* p, ptrdiff_t pitch, const vi* x, int zero_point) {
+inline void vstore4_u8(uint8_t* p, ptrdiff_t pitch, const vi* x, int zero_point, const uint8_t* nearest) {
+  if (nearest) {
+    for (int i = 0; i < 4; ++i) vstore_u8(p + i * pitch, vlookup(x[i] + zero_point, nearest));
+    return;
+  }
   const __m256i zero = _mm256_set1_epi16((short)zero_point);
   const __m256i low = _mm256_add_epi16(_mm256_packs_epi32((__m256i)x[0], (__m256i)x[1]), zero);
   const __m256i high = _mm256_add_epi16(_mm256_packs_epi32((__m256i)x[2], (__m256i)x[3]), zero);
@@ -60,12 +70,6 @@ inline void translate256(const int8_t* codebook, int8_t* codes) {
     __m256i* at = (__m256i*)(codes + i);
     _mm256_storeu_si256(at, _mm256_shuffle_epi8(table, _mm256_loadu_si256(at)));
   }
-}
-
-#define EQ_OWN_LOOKUP
-inline vi vlookup(vi code, const uint8_t* table) {
-  const __m256i found = _mm256_i32gather_epi32((const int*)table, (__m256i)code, 1);
-  return (vi)_mm256_and_si256(found, _mm256_set1_epi32(0xff));
 }
 
 #define EQ_OWN_QUANTIZE_U8

@@ -18,13 +18,27 @@ inline void vstore_u8(uint8_t* p, vi x) { _mm_storeu_si128((__m128i*)p, _mm512_c
 inline void vstore_s8(int8_t* p, vi x) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)x)); }
 inline void vstore_s16(int16_t* p, vi x) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)x)); }
 
+// Each byte replaced by its entry in a table of 256: two permutations of half of it, and the top bit chooses.
+inline __m512i lookup_bytes(__m512i codes, const uint8_t* table) {
+  const __m512i* const parts = (const __m512i*)table;
+  const __m512i low = _mm512_permutex2var_epi8(_mm512_loadu_si512(parts), codes, _mm512_loadu_si512(parts + 1));
+  const __m512i high = _mm512_permutex2var_epi8(_mm512_loadu_si512(parts + 2), codes, _mm512_loadu_si512(parts + 3));
+  return _mm512_mask_blend_epi8(_mm512_movepi8_mask(codes), low, high);
+}
+
+#define EQ_OWN_LOOKUP
+inline vi vlookup(vi code, const uint8_t* table) {
+  return (vi)_mm512_and_si512(lookup_bytes((__m512i)code, table), _mm512_set1_epi32(0xff));
+}
+
 #define EQ_OWN_STORE4
-inline void vstore4_u8(uint8_t* p, ptrdiff_t pitch, const vi* x, int zero_point) {
+inline void vstore4_u8(uint8_t* p, ptrdiff_t pitch, const vi* x, int zero_point, const uint8_t* nearest) {
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const __m512i zero = _mm512_set1_epi16((short)zero_point);
   const __m512i low = _mm512_add_epi16(_mm512_packs_epi32((__m512i)x[0], (__m512i)x[1]), zero);
   const __m512i high = _mm512_add_epi16(_mm512_packs_epi32((__m512i)x[2], (__m512i)x[3]), zero);
-  const __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high));
+  __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high));
+  if (nearest) bytes = lookup_bytes(bytes, nearest);
   _mm_storeu_si128((__m128i*)p, _mm512_castsi512_si128(bytes));
   _mm_storeu_si128((__m128i*)(p + pitch), _mm512_extracti32x4_epi32(bytes, 1));
   _mm_storeu_si128((__m128i*)(p + 2 * pitch), _mm512_extracti32x4_epi32(bytes, 2));
@@ -52,17 +66,18 @@ inline void translate256(const int8_t* codebook, int8_t* codes) {
     _mm512_storeu_si512(codes + i, _mm512_shuffle_epi8(table, _mm512_loadu_si512(codes + i)));
 }
 
-#define EQ_OWN_LOOKUP
-inline vi vlookup(vi code, const uint8_t* table) {
-  const __m512i found = _mm512_i32gather_epi32((__m512i)code, table, 1);
-  return (vi)_mm512_and_si512(found, _mm512_set1_epi32(0xff));
-}
-
 #define EQ_OWN_QUANTIZE_U8
+#define EQ_OWN_LOOKUP_CODES
 #include "vector.inl"
 
+void lookup(const uint8_t* codes, size_t count, const uint8_t* table, uint8_t* out) {
+  size_t i = 0;
+  for (; i + 64 <= count; i += 64) _mm512_storeu_si512(out + i, lookup_bytes(_mm512_loadu_si512(codes + i), table));
+  for (; i < count; ++i) out[i] = table[codes[i]];
+}
+
 void quantize_u8(const float* x, size_t count, const QuantArgs& q, uint8_t* out) {
-  if (!q.is_uniform()) return quantize_u8_simple(x, count, q, out);
+  if (q.log2_levels > 0) return quantize_u8_simple(x, count, q, out);
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const __m512i zero = _mm512_set1_epi16((short)q.zero_point);
   size_t i = 0;
@@ -71,7 +86,8 @@ void quantize_u8(const float* x, size_t count, const QuantArgs& q, uint8_t* out)
     const __m512i c = (__m512i)vquantize(vload(x + i + 32), q), d = (__m512i)vquantize(vload(x + i + 48), q);
     const __m512i low = _mm512_add_epi16(_mm512_packs_epi32(a, b), zero);
     const __m512i high = _mm512_add_epi16(_mm512_packs_epi32(c, d), zero);
-    _mm512_storeu_si512(out + i, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high)));
+    const __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high));
+    _mm512_storeu_si512(out + i, q.nearest ? lookup_bytes(bytes, q.nearest) : bytes);
   }
   quantize_u8_simple(x + i, count - i, q, out + i);
 }

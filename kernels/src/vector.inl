@@ -132,10 +132,14 @@ inline vi vcode(vf x, const QuantArgs& q) {
   return q.nearest ? vlookup(code, q.nearest) : code;
 }
 
-// Four vectors plus a zero point, as bytes at places `pitch` apart: together they take half of the packing.
+// Four vectors plus a zero point, looked up if there is a table, as bytes at places `pitch` apart: together they take
+// half of the packing.
 #ifndef EQ_OWN_STORE4
-inline void vstore4_u8(uint8_t* p, ptrdiff_t pitch, const vi* x, int zero_point) {
-  for (int i = 0; i < 4; ++i) vstore_u8(p + i * pitch, x[i] + zero_point);
+inline void vstore4_u8(uint8_t* p, ptrdiff_t pitch, const vi* x, int zero_point, const uint8_t* nearest) {
+  for (int i = 0; i < 4; ++i) {
+    const vi code = x[i] + zero_point;
+    vstore_u8(p + i * pitch, nearest ? vlookup(code, nearest) : code);
+  }
 }
 #endif
 
@@ -258,11 +262,11 @@ inline void store_codes(uint8_t* out, vf y, const QuantArgs& to, int width) {
   for (int j = 0; j < width; ++j) out[j] = (uint8_t)code[j];
 }
 
-// Whole vectors to uniform codes: what the codes depend on stays in registers.
+// Whole vectors to codes of equal steps, looked up perhaps: what the codes depend on stays in registers.
 template <int KIND, bool INTEGER>
-inline void epilogue_uniform(const EpilogueArgs& e, int c, vf scale, vf bias, vi correction) {
+inline void epilogue_steps(const EpilogueArgs& e, int c, vf scale, vf bias, vi correction) {
   const vf inverse = vset(e.to->inverse), low = vset(e.to->low), high = vset(e.to->high);
-  const vi zero = vseti(e.to->zero_point);
+  const uint8_t* const nearest = e.to->nearest;
   uint8_t* out = e.codes + c;
   const auto value = [&](int r) {
     const vf y = vactivate<KIND>(vfma(epilogue_value<INTEGER>(e, r, c, correction), scale, bias));
@@ -271,15 +275,18 @@ inline void epilogue_uniform(const EpilogueArgs& e, int c, vf scale, vf bias, vi
   int r = 0;
   for (; r + 4 <= e.rows; r += 4, out += 4 * e.ldo) {
     const vi four[4] = {value(r), value(r + 1), value(r + 2), value(r + 3)};
-    vstore4_u8(out, e.ldo, four, e.to->zero_point);
+    vstore4_u8(out, e.ldo, four, e.to->zero_point, nearest);
   }
-  for (; r < e.rows; ++r, out += e.ldo) vstore_u8(out, value(r) + zero);
+  for (; r < e.rows; ++r, out += e.ldo) {
+    const vi code = value(r) + e.to->zero_point;
+    vstore_u8(out, nearest ? vlookup(code, nearest) : code);
+  }
 }
 
 template <int KIND, bool INTEGER>
 inline void epilogue_codes(const EpilogueArgs& e, int c, int width, vf scale, vf bias, vi correction) {
   const QuantArgs to = *e.to;
-  if (width == VL && !e.residual && to.is_uniform()) return epilogue_uniform<KIND, INTEGER>(e, c, scale, bias, correction);
+  if (width == VL && !e.residual && to.log2_levels == 0) return epilogue_steps<KIND, INTEGER>(e, c, scale, bias, correction);
   for (int r = 0; r < e.rows; ++r) {
     vf y = vactivate<KIND>(vfma(epilogue_value<INTEGER>(e, r, c, correction), scale, bias));
     if (e.residual) {
@@ -373,13 +380,14 @@ inline void depthwise_any(const DepthwiseArgs& d, ptrdiff_t pitch, int ox, int c
 struct Finish {
   vf scale, bias, inverse, low, high;
   vi zero;
-  bool is_fast;  // whole vectors of uniform codes
+  const uint8_t* nearest;
+  bool is_fast;  // whole vectors of codes of equal steps, looked up perhaps
 };
 
 EQ_INLINE Finish depthwise_finish(const DepthwiseArgs& d, int c) {
   const QuantArgs to = d.codes ? *d.to : QuantArgs{};
   return {vload(d.scale + c), vload(d.bias + c), vset(to.inverse), vset(to.low), vset(to.high), vseti(to.zero_point),
-          d.codes && to.is_uniform() && d.channels - c >= VL};
+          to.nearest, d.codes && to.log2_levels == 0 && d.channels - c >= VL};
 }
 
 template <int KIND>
@@ -388,9 +396,10 @@ EQ_INLINE void depthwise_store(const DepthwiseArgs& d, int ox, int c, vf sum, co
   const ptrdiff_t at = (ptrdiff_t)ox * d.channels + c;
   vf y = vactivate<KIND>(vfma(sum, f.scale, f.bias));
   if (d.residual) y += width == VL ? vload(d.residual + at) : vload_part(d.residual + at, width);
-  if (f.is_fast)
-    vstore_u8(d.codes + at, vround(vmin(vmax(y * f.inverse, f.low), f.high)) + f.zero);
-  else if (d.codes)
+  if (f.is_fast) {
+    const vi code = vround(vmin(vmax(y * f.inverse, f.low), f.high)) + f.zero;
+    vstore_u8(d.codes + at, f.nearest ? vlookup(code, f.nearest) : code);
+  } else if (d.codes)
     store_codes(d.codes + at, y, *d.to, width);
   else if (width == VL)
     vstore(d.out + at, y);
@@ -408,7 +417,7 @@ EQ_INLINE void depthwise_store4(const DepthwiseArgs& d, int ox, int c, const vf*
   vi four[4];
   for (int p = 0; p < 4; ++p)
     four[p] = vround(vmin(vmax(vactivate<KIND>(vfma(sums[p], f.scale, f.bias)) * f.inverse, f.low), f.high));
-  vstore4_u8(d.codes + (ptrdiff_t)ox * d.channels + c, d.channels, four, d.to->zero_point);
+  vstore4_u8(d.codes + (ptrdiff_t)ox * d.channels + c, d.channels, four, d.to->zero_point, f.nearest);
 }
 
 template <int KIND, int KW, int STRIDE>
@@ -491,9 +500,13 @@ void requantize_shift(const int32_t* acc, int rows, int channels, const int32_t*
     }
 }
 
+#ifndef EQ_OWN_LOOKUP_CODES
 void lookup(const uint8_t* codes, size_t count, const uint8_t* table, uint8_t* out) {
   for (size_t i = 0; i < count; ++i) out[i] = table[codes[i]];
 }
+#else
+void lookup(const uint8_t* codes, size_t count, const uint8_t* table, uint8_t* out);
+#endif
 
 void add_u8(const uint8_t* a, float scale_a, int zero_a, const uint8_t* b, float scale_b, int zero_b, size_t count,
             const QuantArgs& to, uint8_t* out) {
