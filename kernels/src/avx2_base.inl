@@ -28,17 +28,28 @@ inline vi vlookup(vi code, const uint8_t* table) {
   return (vi)_mm256_and_si256(found, _mm256_set1_epi32(0xff));
 }
 
+// Each byte replaced by its entry in a table of 256: the low half of a byte picks one of each of 16 pieces, and its
+// other bits choose among these.
+inline __m256i lookup_bytes(__m256i codes, const uint8_t* table) {
+  const __m256i low = _mm256_and_si256(codes, _mm256_set1_epi8(15));
+  const auto one = [&](int piece) {
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table + piece)), low);
+  };
+  const __m256i bit4 = _mm256_slli_epi16(codes, 3), bit5 = _mm256_slli_epi16(codes, 2), bit6 = _mm256_slli_epi16(codes, 1);
+  const auto two = [&](int piece) { return _mm256_blendv_epi8(one(piece), one(piece + 1), bit4); };
+  const auto four = [&](int piece) { return _mm256_blendv_epi8(two(piece), two(piece + 2), bit5); };
+  const auto eight = [&](int piece) { return _mm256_blendv_epi8(four(piece), four(piece + 4), bit6); };
+  return _mm256_blendv_epi8(eight(0), eight(8), codes);
+}
+
 #define EQ_OWN_STORE4
 inline void vstore4_u8(uint8_t* p, ptrdiff_t pitch, const vi* x, int zero_point, const uint8_t* nearest) {
-  if (nearest) {
-    for (int i = 0; i < 4; ++i) vstore_u8(p + i * pitch, vlookup(x[i] + zero_point, nearest));
-    return;
-  }
   const __m256i zero = _mm256_set1_epi16((short)zero_point);
   const __m256i low = _mm256_add_epi16(_mm256_packs_epi32((__m256i)x[0], (__m256i)x[1]), zero);
   const __m256i high = _mm256_add_epi16(_mm256_packs_epi32((__m256i)x[2], (__m256i)x[3]), zero);
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order);
+  __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order);
+  if (nearest) bytes = lookup_bytes(bytes, nearest);
   const __m128i first = _mm256_castsi256_si128(bytes), last = _mm256_extracti128_si256(bytes, 1);
   _mm_storel_epi64((__m128i*)p, first);
   _mm_storel_epi64((__m128i*)(p + pitch), _mm_unpackhi_epi64(first, first));
@@ -73,10 +84,18 @@ inline void translate256(const int8_t* codebook, int8_t* codes) {
 }
 
 #define EQ_OWN_QUANTIZE_U8
+#define EQ_OWN_LOOKUP_CODES
 #include "vector.inl"
 
+void lookup(const uint8_t* codes, size_t count, const uint8_t* table, uint8_t* out) {
+  size_t i = 0;
+  for (; i + 32 <= count; i += 32)
+    _mm256_storeu_si256((__m256i*)(out + i), lookup_bytes(_mm256_loadu_si256((const __m256i*)(codes + i)), table));
+  for (; i < count; ++i) out[i] = table[codes[i]];
+}
+
 void quantize_u8(const float* x, size_t count, const QuantArgs& q, uint8_t* out) {
-  if (!q.is_uniform()) return quantize_u8_simple(x, count, q, out);
+  if (q.log2_levels > 0) return quantize_u8_simple(x, count, q, out);
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7), zero = _mm256_set1_epi16((short)q.zero_point);
   size_t i = 0;
   for (; i + 32 <= count; i += 32) {
@@ -85,7 +104,7 @@ void quantize_u8(const float* x, size_t count, const QuantArgs& q, uint8_t* out)
     const __m256i low = _mm256_add_epi16(_mm256_packs_epi32(a, b), zero);
     const __m256i high = _mm256_add_epi16(_mm256_packs_epi32(c, d), zero);
     const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order);
-    _mm256_storeu_si256((__m256i*)(out + i), bytes);
+    _mm256_storeu_si256((__m256i*)(out + i), q.nearest ? lookup_bytes(bytes, q.nearest) : bytes);
   }
   quantize_u8_simple(x + i, count - i, q, out + i);
 }

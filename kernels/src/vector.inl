@@ -263,10 +263,10 @@ inline void store_codes(uint8_t* out, vf y, const QuantArgs& to, int width) {
 }
 
 // Whole vectors to codes of equal steps, looked up perhaps: what the codes depend on stays in registers.
-template <int KIND, bool INTEGER>
+template <int KIND, bool INTEGER, bool LOOKUP>
 inline void epilogue_steps(const EpilogueArgs& e, int c, vf scale, vf bias, vi correction) {
   const vf inverse = vset(e.to->inverse), low = vset(e.to->low), high = vset(e.to->high);
-  const uint8_t* const nearest = e.to->nearest;
+  const uint8_t* const nearest = LOOKUP ? e.to->nearest : nullptr;
   uint8_t* out = e.codes + c;
   const auto value = [&](int r) {
     const vf y = vactivate<KIND>(vfma(epilogue_value<INTEGER>(e, r, c, correction), scale, bias));
@@ -286,7 +286,9 @@ inline void epilogue_steps(const EpilogueArgs& e, int c, vf scale, vf bias, vi c
 template <int KIND, bool INTEGER>
 inline void epilogue_codes(const EpilogueArgs& e, int c, int width, vf scale, vf bias, vi correction) {
   const QuantArgs to = *e.to;
-  if (width == VL && !e.residual && to.log2_levels == 0) return epilogue_steps<KIND, INTEGER>(e, c, scale, bias, correction);
+  if (width == VL && !e.residual && to.log2_levels == 0)
+    return to.nearest ? epilogue_steps<KIND, INTEGER, true>(e, c, scale, bias, correction)
+                      : epilogue_steps<KIND, INTEGER, false>(e, c, scale, bias, correction);
   for (int r = 0; r < e.rows; ++r) {
     vf y = vactivate<KIND>(vfma(epilogue_value<INTEGER>(e, r, c, correction), scale, bias));
     if (e.residual) {
@@ -380,14 +382,13 @@ inline void depthwise_any(const DepthwiseArgs& d, ptrdiff_t pitch, int ox, int c
 struct Finish {
   vf scale, bias, inverse, low, high;
   vi zero;
-  const uint8_t* nearest;
-  bool is_fast;  // whole vectors of codes of equal steps, looked up perhaps
+  bool is_fast;  // whole vectors of uniform codes
 };
 
 EQ_INLINE Finish depthwise_finish(const DepthwiseArgs& d, int c) {
   const QuantArgs to = d.codes ? *d.to : QuantArgs{};
   return {vload(d.scale + c), vload(d.bias + c), vset(to.inverse), vset(to.low), vset(to.high), vseti(to.zero_point),
-          to.nearest, d.codes && to.log2_levels == 0 && d.channels - c >= VL};
+          d.codes && to.is_uniform() && d.channels - c >= VL};
 }
 
 template <int KIND>
@@ -396,10 +397,9 @@ EQ_INLINE void depthwise_store(const DepthwiseArgs& d, int ox, int c, vf sum, co
   const ptrdiff_t at = (ptrdiff_t)ox * d.channels + c;
   vf y = vactivate<KIND>(vfma(sum, f.scale, f.bias));
   if (d.residual) y += width == VL ? vload(d.residual + at) : vload_part(d.residual + at, width);
-  if (f.is_fast) {
-    const vi code = vround(vmin(vmax(y * f.inverse, f.low), f.high)) + f.zero;
-    vstore_u8(d.codes + at, f.nearest ? vlookup(code, f.nearest) : code);
-  } else if (d.codes)
+  if (f.is_fast)
+    vstore_u8(d.codes + at, vround(vmin(vmax(y * f.inverse, f.low), f.high)) + f.zero);
+  else if (d.codes)
     store_codes(d.codes + at, y, *d.to, width);
   else if (width == VL)
     vstore(d.out + at, y);
@@ -417,7 +417,7 @@ EQ_INLINE void depthwise_store4(const DepthwiseArgs& d, int ox, int c, const vf*
   vi four[4];
   for (int p = 0; p < 4; ++p)
     four[p] = vround(vmin(vmax(vactivate<KIND>(vfma(sums[p], f.scale, f.bias)) * f.inverse, f.low), f.high));
-  vstore4_u8(d.codes + (ptrdiff_t)ox * d.channels + c, d.channels, four, d.to->zero_point, f.nearest);
+  vstore4_u8(d.codes + (ptrdiff_t)ox * d.channels + c, d.channels, four, d.to->zero_point, nullptr);
 }
 
 template <int KIND, int KW, int STRIDE>
