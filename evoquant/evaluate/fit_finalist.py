@@ -13,6 +13,7 @@ import torch
 
 from evoquant.calibrate.augment import with_changes
 from evoquant.calibrate.compensate import QuantizedWeight
+from evoquant.calibrate.guard import LEAST_GAIN
 from evoquant.calibrate.importance import position_importance
 from evoquant.calibrate.moments import HELD_OUT_EVERY
 from evoquant.calibrate.sequential import fit_sequentially
@@ -51,8 +52,8 @@ class FitReport:
 def fit_finalist(bench: Workbench, plan: Plan) -> tuple[Finalist, FitReport]:
     """Fit the weights of a plan to the calibration images, in the order of computation.
 
-    Each way is tried, and the one is kept with the least divergence on calibration images that nothing was fitted to.
-    As these also choose between regularizations of single weights, they are no test: judge on other images.
+    Each way is tried, and the one is kept with the least divergence on calibration images that nothing was fitted to,
+    if it is less than that of the search by ``LEAST_GAIN``: fits that bring nothing there lose elsewhere. As these also choose between regularizations of single weights, they are no test: judge on other images.
 
     Args:
         bench: Model, images and settings (``compensation``).
@@ -97,6 +98,12 @@ def fit_finalist(bench: Workbench, plan: Plan) -> tuple[Finalist, FitReport]:
         consider("sequential", in_order(share_of_float=share))
         if settings.rounding.iterations:
             consider("learned", in_order(share_of_float=share, rounding=settings.rounding))
-    kept = min(divergences, key=lambda name: divergences[name])
+    kept = worth_keeping(divergences)
     report = FitReport(kept, divergences, int(is_held_out.sum()), perf_counter() - started)
     return Finalist(plan, found[kept]), report
+
+
+def worth_keeping(divergences: Mapping[str, float]) -> str:
+    """The way with the least divergence, or ``search`` where that is not less by ``LEAST_GAIN``."""
+    best = min(divergences, key=lambda name: divergences[name])
+    return best if divergences[best] <= divergences["search"] * math.exp(-LEAST_GAIN) else "search"
