@@ -53,7 +53,8 @@ def fit_finalist(bench: Workbench, plan: Plan) -> tuple[Finalist, FitReport]:
     """Fit the weights of a plan to the calibration images, in the order of computation.
 
     Each way is tried, and the one is kept with the least divergence on calibration images that nothing was fitted to,
-    if it is less than that of the search by ``LEAST_GAIN``: fits that bring nothing there lose elsewhere. As these also choose between regularizations of single weights, they are no test: judge on other images.
+    if it is less than that of the search by ``LEAST_GAIN``: fits that bring nothing there lose elsewhere. As these
+    images also choose between regularizations of single weights, they are no test: judge on other images.
 
     Args:
         bench: Model, images and settings (``compensation``).
