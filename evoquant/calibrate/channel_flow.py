@@ -225,19 +225,17 @@ class _LabelInterpreter(fx.Interpreter):
 
     def _read(self, op: Op, labels: Tensor, axis: int) -> None:
         """Note that an operation reads these atoms by channel, if it does."""
-        reader = _by_channel(op, labels, axis)
-        if reader is None:
+        atoms = by_axes(labels, (axis,))
+        if atoms is None:
             self._bonds.bind(labels)
-        elif (reader.atoms != NO_ATOM).any():
-            self._readers.append(reader)
+        elif bool((atoms != NO_ATOM).any()):
+            self._readers.append(Reader(op.name, op.inputs[0], axis, atoms.numpy()))
 
     def _new_source(self, name: str, shape: torch.Size, axis: int, *, is_norm: bool) -> Tensor:
         channels = shape[axis]
         first = self._bonds.new(channels)
         self._sources.append(Source(name, first, channels, is_norm))
-        view = [1] * len(shape)
-        view[axis] = channels
-        return torch.arange(first, first + channels).view(view).expand(shape).contiguous()
+        return first + counted(shape, axis)
 
 
 def _broadcast(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -245,13 +243,18 @@ def _broadcast(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def _by_channel(op: Op, labels: Tensor, axis: int) -> Reader | None:
-    """An input whose atoms depend on the place along this axis alone; None if they do not."""
-    others = [other for other in range(labels.ndim) if other != axis]
+def by_axes(labels: Tensor, axes: tuple[int, ...]) -> Tensor | None:
+    """The labels along some axes, if they depend on the place along these alone."""
+    others = [axis for axis in range(labels.ndim) if axis not in axes]
     lowest, highest = labels.amin(others), labels.amax(others)
-    if not torch.equal(lowest, highest):
-        return None
-    return Reader(op.name, op.inputs[0], axis, lowest.numpy())
+    return lowest if torch.equal(lowest, highest) else None
+
+
+def counted(shape: torch.Size, axis: int) -> Tensor:
+    """Labels that count the channels along an axis from 0."""
+    view = [1] * len(shape)
+    view[axis] = shape[axis]
+    return torch.arange(shape[axis]).view(view).expand(shape).contiguous()
 
 
 def averaged(n: fx.Node, args: tuple[Any, ...]) -> Tensor | None:
@@ -273,7 +276,7 @@ def unlabelled(n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
         return torch.empty(value.shape) if isinstance(value, Tensor) else value
 
     with FakeTensorMode():
-        found = n.target(*fx.node.map_aggregate(args, shape_only), **fx.node.map_aggregate(kwargs, shape_only))  # type: ignore
+        found = n.target(*fx.node.map_aggregate(args, shape_only), **fx.node.map_aggregate(kwargs, shape_only))  # type: ignore[operator]
     return without_labels(found)
 
 

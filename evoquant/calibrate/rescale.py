@@ -92,9 +92,15 @@ def _give_rescaled(captured: CapturedModel, source: Source, factor: Tensor) -> N
 
 
 def _give_from_norm(program: fx.GraphModule, name: str, factor: Tensor) -> None:
-    node = next(node for node in program.graph.nodes if node.name == name)
-    for path in (str(node.args[position].target) for position in AFFINE):
+    for path in affine_paths(program, name):
         set_attribute(program, path, attribute(program, path).double() / factor)
+
+
+def affine_paths(program: fx.GraphModule, norm: str) -> tuple[str, str]:
+    """Where the weight and the bias of a norm are stored."""
+    node = next(node for node in program.graph.nodes if node.name == norm)
+    weight, bias = (str(node.args[position].target) for position in AFFINE)
+    return weight, bias
 
 
 def rescaled_moments(

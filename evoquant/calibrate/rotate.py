@@ -35,12 +35,10 @@ from scipy.fft import dct
 from scipy.linalg import hadamard
 from torch import Tensor
 
+from evoquant.calibrate.rescale import affine_paths
 from evoquant.calibrate.streams import Side, Stream
 from evoquant.graph import CapturedModel
 from evoquant.graph.constants import attribute, set_attribute
-
-AFFINE = (2, 3)
-"""Positions of weight and bias among the arguments of a norm."""
 
 
 def even_rotation(channels: int, *, seed: int) -> Tensor:
@@ -94,7 +92,7 @@ def rotate(captured: CapturedModel, streams: Iterable[Stream], *, seed: int = 0)
         for reader in stream.readers:
             _read_rotated(changed, reader, rotation)
         for norm in stream.norms:
-            gamma, beta = _affine(changed, norm)
+            gamma, beta = affine_paths(changed.program, norm)
             set_attribute(changed.program, gamma, torch.ones(stream.channels))
             set_attribute(changed.program, beta, torch.zeros(stream.channels))
         for writer in stream.writers:
@@ -106,18 +104,14 @@ def rotate(captured: CapturedModel, streams: Iterable[Stream], *, seed: int = 0)
     return CapturedModel(changed.program, replace(captured.graph, ops=tuple(ops)), captured.batch_norms)
 
 
-def _affine(captured: CapturedModel, norm: str) -> tuple[str, str]:
-    node = next(node for node in captured.program.graph.nodes if node.name == norm)
-    weight, bias = (str(node.args[position].target) for position in AFFINE)
-    return weight, bias
-
-
 def _read_rotated(captured: CapturedModel, reader: Side, rotation: Tensor) -> None:
     weight, bias = captured.weight(reader.op), captured.bias(reader.op)
     assert weight is not None, "a reader has a weight"
     columns = weight.double().movedim(1, -1)
     if reader.norm is not None:
-        gamma, beta = (attribute(captured.program, path).double() for path in _affine(captured, reader.norm))
+        gamma, beta = (
+            attribute(captured.program, path).double() for path in affine_paths(captured.program, reader.norm)
+        )
         moved = (columns @ beta).reshape(len(columns), -1).sum(1)
         captured.set_bias(reader.op, moved if bias is None else bias.double() + moved)
         columns = columns * gamma

@@ -11,13 +11,24 @@ channel among the outputs of the product that made it, so that views need no rul
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 
-from evoquant.calibrate.channel_flow import NORMS, VIEWS, averaged, is_own, tensors_in, unlabelled, without_labels
+from evoquant.calibrate.channel_flow import (
+    NORMS,
+    VIEWS,
+    averaged,
+    by_axes,
+    counted,
+    is_own,
+    tensors_in,
+    unlabelled,
+    without_labels,
+)
 from evoquant.graph import CapturedModel
 from evoquant.graph.constants import attribute
 from evoquant.types import Op, OpKind
@@ -193,9 +204,9 @@ class _StreamTracer(fx.Interpreter):
         if op is not None:
             return self._written(n, args, kwargs) if self._reads(n, op, args[0]) else None
         if n.target is aten.cat.default:
-            return self._joined(n, n.args[0], args[0], args[1] if len(args) > 1 else 0)
+            return self._joined(n, args, cast(Sequence[fx.Node], n.args[0]), args[0], args[1] if len(args) > 1 else 0)
         if n.target is aten.add.Tensor and not kwargs and len(list(tensors_in(args[:2]))) == 2:
-            return self._joined(n, n.args[:2], args[:2], None)
+            return self._joined(n, args, cast(Sequence[fx.Node], n.args[:2]), args[:2], None)
         if n.target in VIEWS:
             return self._viewed(n, super().run_node(n))
         if n.target in NORMS:
@@ -223,7 +234,7 @@ class _StreamTracer(fx.Interpreter):
         geometry = op.geometry
         if held is None or (geometry is not None and geometry.groups > 1):
             return False
-        places = _by_axes(labels, (1 if op.kind is OpKind.CONV else labels.ndim - 1,))
+        places = by_axes(labels, (1 if op.kind is OpKind.CONV else labels.ndim - 1,))
         if places is None or (geometry is not None and any(geometry.padding) and held.norm is not None):
             return False
         if held.values is not None:
@@ -262,7 +273,7 @@ class _StreamTracer(fx.Interpreter):
         held = self._held.get(node)
         if held is None or not held.is_plain:
             return None
-        places = _by_axes(labels, (*range(1, labels.ndim - 2), axis))
+        places = by_axes(labels, (*range(1, labels.ndim - 2), axis))
         return None if places is None else _Heads(op.name, held.stream, places.reshape(-1, labels.shape[axis]))
 
     def _note(self, *operands: _Heads) -> None:
@@ -280,9 +291,16 @@ class _StreamTracer(fx.Interpreter):
         self._held[n] = _Held(len(self._known))
         self._root.append(len(self._known))
         self._known.append(_Known(result.shape[axis], [op.name]))
-        return _labels(result.shape, axis)
+        return counted(result.shape, axis)
 
-    def _joined(self, n: fx.Node, nodes: Any, labels: Any, along: int | None) -> Tensor | None:  # noqa: ANN401
+    def _joined(
+        self,
+        n: fx.Node,
+        args: tuple[Any, ...],
+        nodes: Sequence[fx.Node],
+        labels: Sequence[Tensor],
+        along: int | None,
+    ) -> Tensor | None:
         """A sum, or what stands side by side along an axis: all of one stream, with constants perhaps."""
         held = [self._held[node] for node in nodes if node in self._held]
         if not held or not all(one.is_plain for one in held):
@@ -301,12 +319,7 @@ class _StreamTracer(fx.Interpreter):
             self._unite(held[0], other)
         self._stream(held[0]).constants += [one for one in constants if one is not None]
         self._held[n] = held[0]
-        shapes = [value.shape for value in labels]
-        if along is None:
-            return _labels(torch.broadcast_shapes(*shapes), axis)  # type: ignore[no-untyped-call]
-        shape = list(shapes[0])
-        shape[along % rank] = sum(one[along % rank] for one in shapes)
-        return _labels(torch.Size(shape), axis)
+        return counted(unlabelled(n, args, {}).shape, axis)
 
     def _constant_of(self, node: fx.Node, axis: int, channels: int) -> tuple[str, int] | None:
         """Path and axis, counted from the end, of a stored tensor with a value for each channel, read here alone."""
@@ -354,25 +367,12 @@ class _StreamTracer(fx.Interpreter):
             self._root[gone] = kept
 
 
-def _labels(shape: torch.Size, axis: int) -> Tensor:
-    view = [1] * len(shape)
-    view[axis] = shape[axis]
-    return torch.arange(shape[axis]).view(view).expand(shape).contiguous()
-
-
 def _axis(labels: Tensor, channels: int) -> int | None:
     """The axis that all channels of a stream lie along in order; None if there is none."""
     for axis in range(labels.ndim):
-        if labels.shape[axis] == channels and torch.equal(labels, _labels(labels.shape, axis)):
+        if labels.shape[axis] == channels and torch.equal(labels, counted(labels.shape, axis)):
             return axis
     return None
-
-
-def _by_axes(labels: Tensor, axes: tuple[int, ...]) -> Tensor | None:
-    """The labels along some axes, if they depend on the place along these alone."""
-    others = [axis for axis in range(labels.ndim) if axis not in axes]
-    lowest, highest = labels.amin(others), labels.amax(others)
-    return lowest if torch.equal(lowest, highest) else None
 
 
 def _columns(read: Tensor, places: Tensor) -> Tensor | None:

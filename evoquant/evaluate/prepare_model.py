@@ -180,7 +180,9 @@ class _Deciding:
         chosen = [stream for name, stream in streams.items() if name in some]
         rotated = rotate(now.captured, chosen)
         readers = {reader.op for stream in chosen for reader in stream.readers}
-        return _Changed(rotated, {**now.moments, **self._judge.moments_of(rotated, readers & now.moments.keys())})
+        moved = readers & now.moments.keys()
+        moments = self._judge.moments_of(rotated, moved) if moved else {}
+        return _Changed(rotated, {**now.moments, **moments})
 
     def _rescaled(self, steps: Sequence[str], now: _Changed, images: Tensor) -> _Changed:
         flow = trace_channels(now.captured)

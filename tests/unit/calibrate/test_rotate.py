@@ -113,6 +113,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "layer norm": Encoder,
     "convolutions": Bottlenecks,
     "group norm": Separable,
+    "projections": lambda: Watched("v"),
 }
 
 
