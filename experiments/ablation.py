@@ -26,6 +26,7 @@ NEAREST = CompensationSpec(
     weight_compensation="none",
     bias_correction=False,
     gradient_share=0.0,
+    scale_fractions=(),
     ridges=(),
     rounding=RoundingSpec(iterations=0),
 )
@@ -50,11 +51,13 @@ def steps() -> list[Method]:
     bias = NEAREST.model_copy(update={"bias_correction": True})
     compensated = bias.model_copy(update={"weight_compensation": "gptq"})
     weighted = compensated.model_copy(update={"gradient_share": CompensationSpec().gradient_share})
-    ridge = weighted.model_copy(update={"ridges": CompensationSpec().ridges})
+    scaled = weighted.model_copy(update={"scale_fractions": CompensationSpec().scale_fractions})
+    ridge = scaled.model_copy(update={"ridges": CompensationSpec().ridges})
     learned = ridge.model_copy(update={"rounding": RoundingSpec()})
     found.append(replace(rescaled, name="+ bias correction", compensation=bias))
     found.append(replace(rescaled, name="+ weight compensation", compensation=compensated))
     found.append(replace(rescaled, name="+ positions weighted by gradients", compensation=weighted))
+    found.append(replace(rescaled, name="+ scales of rows by compensated error", compensation=scaled))
     found.append(replace(rescaled, name="+ fitted in order, with ridge", compensation=ridge, is_fitted=True))
     found.append(replace(rescaled, name="+ learned rounding", compensation=learned, is_fitted=True))
     return found

@@ -20,13 +20,10 @@ from evoquant.calibrate.output_error import OutputError
 from evoquant.calibrate.refine import refine
 from evoquant.config.quantizers import CompensationSpec
 from evoquant.quant import QuantParams, fake_quantize
-from evoquant.types import Op
+from evoquant.types import Op, QuantizationScheme
 
 REFINEMENT_DAMPING = 0.1
 """Regularization of the error that refinement lessens, as a share of the mean variance of the inputs."""
-
-MAX_COMPENSATED_BITS = 7
-"""Weights of more bits are rounded to the nearest: their error is small beside that of 8-bit activations."""
 
 MakeParams = Callable[[Tensor], QuantParams]
 """Scales and zero points for a float weight in its stored shape."""
@@ -40,7 +37,7 @@ class QuantizedWeight:
         weight: Quantized and dequantized, in its stored shape: every value lies on the grid of ``params``.
         params: Scales and zero points.
         bias: The bias that goes with it, (out,); None: the operation's own.
-        steps: What was kept: ``nearest``, ``bias``, ``gptq``, ``refine``, ``ridge``, ``learned``.
+        steps: What was kept: ``nearest``, ``bias``, ``gptq``, ``refine``, ``scales``, ``ridge``, ``learned``.
         error: Output error on the held-out images, relative to that of rounding to the nearest; 1 where it is kept.
     """
 
@@ -66,7 +63,7 @@ class SplitError:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Candidate:
-    """A quantized weight, and the float weight that it was rounded from."""
+    """A quantized weight, the float weight that it was rounded from, and the number of the damping that GPTQ had."""
 
     rows: Tensor
     target: Tensor
@@ -74,6 +71,7 @@ class _Candidate:
     bias_change: Tensor | None
     steps: tuple[str, ...]
     error: float
+    damping: int = 0
 
 
 def compensate(
@@ -130,8 +128,13 @@ class _Candidates:
             found += self._rounded(self._nearest(target), ("ridge",))
         yield from found
         best = min(found, key=lambda candidate: candidate.error, default=None)
-        if best is not None and "gptq" in best.steps and self.settings.refinement_sweeps:
-            yield self._refined(best)
+        if best is None or "gptq" not in best.steps:
+            return
+        if self.settings.refinement_sweeps:
+            best = self._judged(self._refined(best))
+            yield best
+        if self.settings.scale_fractions and _has_scales_of_rows(best.params):
+            yield self._judged(self._with_best_scales(best))
 
     def _nearest(self, target: Tensor) -> _Candidate:
         changed = target.reshape(self.weight.shape)
@@ -145,18 +148,41 @@ class _Candidates:
         steps = ("bias", *steps) if self.settings.bias_correction else steps
         if steps:
             yield self._judged(replace(nearest, steps=steps))
-        if self.settings.weight_compensation == "none" or nearest.params.bits > MAX_COMPENSATED_BITS:
+        if self.settings.weight_compensation == "none":
             return
-        inputs, is_centred = self.error.fitted.inputs, self.settings.bias_correction
-        for rows in gptq(nearest.target, nearest.params, _spread(inputs, is_centred, self.settings.dampings)):
-            yield self._judged(replace(nearest, rows=rows, steps=(*steps, "gptq")))
+        for number, rows in enumerate(gptq(nearest.target, nearest.params, self._spread())):
+            yield self._judged(replace(nearest, rows=rows, steps=(*steps, "gptq"), damping=number))
 
-    def _refined(self, best: _Candidate) -> _Candidate:
+    def _refined(self, start: _Candidate) -> _Candidate:
         hessian = _hessian(self.error.fitted.inputs, is_centred=self.settings.bias_correction).clone()
         diagonal = hessian.diagonal(dim1=1, dim2=2)
         diagonal += REFINEMENT_DAMPING * diagonal.mean(dim=1, keepdim=True)
-        rows = refine(best.rows, best.target, best.params, hessian, sweeps=self.settings.refinement_sweeps)
-        return self._judged(replace(best, rows=rows, steps=(*best.steps, "refine")))
+        rows = refine(start.rows, start.target, start.params, hessian, sweeps=self.settings.refinement_sweeps)
+        return replace(start, rows=rows, steps=(*start.steps, "refine"))
+
+    def _with_best_scales(self, best: _Candidate) -> _Candidate:
+        """For each row the fraction of its scale whose rounding has the least error on the fitted images."""
+        spread = self._spread().alone(best.damping)
+        rows, scale, least = best.rows.clone(), best.params.scale.clone(), self._errors_of_rows(best.rows)
+        by_row = scale.reshape(least.numel(), -1)  # a view: one scale of a row, or one for each of its groups
+        for fraction in self.settings.scale_fractions:
+            params = replace(best.params, scale=best.params.scale * fraction)
+            (rounded,) = gptq(best.target, params, spread)
+            if self.settings.refinement_sweeps:
+                rounded = self._refined(replace(best, rows=rounded, params=params)).rows
+            errors = self._errors_of_rows(rounded)
+            is_less = errors < least
+            rows[is_less], least = rounded[is_less], torch.minimum(errors, least)
+            by_row[is_less.flatten()] = params.scale.reshape(by_row.shape)[is_less.flatten()]
+        return replace(best, rows=rows, params=replace(best.params, scale=scale), steps=(*best.steps, "scales"))
+
+    def _errors_of_rows(self, rows: Tensor) -> Tensor:
+        """On the fitted images, (groups, rows)."""
+        change, error = rows - rows_of(self.weight, self.op), self.error.fitted
+        return error.of(change, error.best_bias(change) if self.settings.bias_correction else None)
+
+    def _spread(self) -> ErrorSpread:
+        return _spread(self.error.fitted.inputs, self.settings.bias_correction, self.settings.dampings)
 
     def _judged(self, candidate: _Candidate, *, with_bias: bool | None = None) -> _Candidate:
         change = candidate.rows - rows_of(self.weight, self.op)
@@ -175,6 +201,11 @@ def _hessian(inputs: Moments, *, is_centred: bool) -> Tensor:
 def _spread(inputs: Moments, is_centred: bool, dampings: tuple[float, ...]) -> ErrorSpread:
     """The same for all precisions of a weight, which are often asked for one after the other."""
     return ErrorSpread.of(_hessian(inputs, is_centred=is_centred), dampings)
+
+
+def _has_scales_of_rows(params: QuantParams) -> bool:
+    """Whether each row of a weight has scales of its own that may have any value."""
+    return params.scale.ndim > 0 and params.scheme is not QuantizationScheme.POWER_OF_TWO
 
 
 def ridge_target(rows: Tensor, error: SplitError, settings: CompensationSpec) -> Tensor | None:

@@ -120,6 +120,11 @@ class ErrorSpread:
         factors = torch.cat([_inverse_factor(ordered, damping) for damping in dampings]).to(hessian.dtype)
         return cls(order, factors, len(dampings))
 
+    def alone(self, number: int) -> ErrorSpread:
+        """That of one of the regularizations."""
+        groups = len(self.order)
+        return ErrorSpread(self.order, self.factors[number * groups : (number + 1) * groups], 1)
+
 
 def gptq(rows: Tensor, params: QuantParams, spread: ErrorSpread) -> list[Tensor]:
     """Round a weight so that the output changes little, not each element.

@@ -40,6 +40,8 @@ class CompensationSpec(BaseModel):
             gradient, in [0, 1]; the rest is the same for all positions.
         dampings: Regularizations to choose from by held-out images, as shares of the mean variance of the inputs.
         refinement_sweeps: Passes over all inputs that revise rounding decisions.
+        scale_fractions: Of the scale of a row, tried beside the scale itself, for the row has the least error after
+            compensation with another one than after rounding to the nearest. Empty leaves that out.
         ridges: For finalists: penalties to choose from when weights also make good what quantized inputs lack, as
             shares of the mean variance of the inputs. Empty leaves that out.
         rounding: For finalists: how the rounding of whole blocks is learned.
@@ -52,6 +54,7 @@ class CompensationSpec(BaseModel):
     gradient_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     dampings: Dampings = (0.01, 0.1, 1.0)
     refinement_sweeps: NonNegativeInt = 1
+    scale_fractions: tuple[PositiveFloat, ...] = (1.03, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82)
     ridges: tuple[PositiveFloat, ...] = (0.001, 0.01, 0.1, 1.0)
     rounding: RoundingSpec = RoundingSpec()
 

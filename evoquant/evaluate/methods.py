@@ -157,7 +157,7 @@ METHODS: Mapping[str, Method] = {
             "ERQ-type: norms rescaled, ridge and compensation",
             uniform_by(CalibrationMethod.MSE),
             rescaling=("norms",),
-            compensation=CompensationSpec(gradient_share=0.0, rounding=RoundingSpec(iterations=0)),
+            compensation=CompensationSpec(gradient_share=0.0, scale_fractions=(), rounding=RoundingSpec(iterations=0)),
             is_fitted=True,
         ),
         Method("full", "all steps of the experiment", _preset),

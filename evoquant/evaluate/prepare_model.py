@@ -264,7 +264,8 @@ class _Judge:
         self._fitted = fitted
         self._held_out = held_out
         middle = compensation.dampings[len(compensation.dampings) // 2]
-        self._compensation = compensation.model_copy(update={"dampings": (middle,), "refinement_sweeps": 0})
+        quick = {"dampings": (middle,), "refinement_sweeps": 0, "scale_fractions": ()}
+        self._compensation = compensation.model_copy(update=quick)
         self._rounded: dict[_RoundedKey, QuantizedWeight] = {}
 
     @cached_property
