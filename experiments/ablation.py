@@ -17,7 +17,7 @@ from typing import Any
 
 from evoquant.api import compare_quantization_methods
 from evoquant.config import Experiment, load_experiment
-from evoquant.config.preparation import RescalingStep
+from evoquant.config.preparation import PreparationSpec
 from evoquant.config.quantizers import CompensationSpec, RoundingSpec
 from evoquant.evaluate.methods import METHODS, PRECISIONS, Method, in_equal_steps, uniform_by
 from evoquant.types import CalibrationMethod
@@ -30,7 +30,7 @@ NEAREST = CompensationSpec(
     ridges=(),
     rounding=RoundingSpec(iterations=0),
 )
-RESCALING: tuple[RescalingStep, ...] = ("rotations", "depthwise", "norms", "chains")
+RESCALING = PreparationSpec().rescaling
 
 
 def steps() -> list[Method]:

