@@ -154,9 +154,7 @@ class _Candidates:
             yield self._judged(replace(nearest, rows=rows, steps=(*steps, "gptq"), damping=number))
 
     def _refined(self, start: _Candidate) -> _Candidate:
-        hessian = _hessian(self.error.fitted.inputs, is_centred=self.settings.bias_correction).clone()
-        diagonal = hessian.diagonal(dim1=1, dim2=2)
-        diagonal += REFINEMENT_DAMPING * diagonal.mean(dim=1, keepdim=True)
+        hessian = _refinement_hessian(self.error.fitted.inputs, self.settings.bias_correction)
         rows = refine(start.rows, start.target, start.params, hessian, sweeps=self.settings.refinement_sweeps)
         return replace(start, rows=rows, steps=(*start.steps, "refine"))
 
@@ -201,6 +199,15 @@ def _hessian(inputs: Moments, *, is_centred: bool) -> Tensor:
 def _spread(inputs: Moments, is_centred: bool, dampings: tuple[float, ...]) -> ErrorSpread:
     """The same for all precisions of a weight, which are often asked for one after the other."""
     return ErrorSpread.of(_hessian(inputs, is_centred=is_centred), dampings)
+
+
+@lru_cache(maxsize=2)
+def _refinement_hessian(inputs: Moments, is_centred: bool) -> Tensor:
+    """The same for all scales and precisions of a weight."""
+    hessian = _hessian(inputs, is_centred=is_centred).clone()
+    diagonal = hessian.diagonal(dim1=1, dim2=2)
+    diagonal += REFINEMENT_DAMPING * diagonal.mean(dim=1, keepdim=True)
+    return hessian
 
 
 def _has_scales_of_rows(params: QuantParams) -> bool:
