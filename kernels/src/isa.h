@@ -15,6 +15,7 @@ namespace eq {
 constexpr int kPanel = 16;
 constexpr int kMaxRows = 32;
 constexpr int kLanes = 16;  // rows of a weight that are rounded side by side
+constexpr float kLargestInteger = 4194304.0f;  // of a rounded weight
 constexpr int kMaxPanels = 4;
 constexpr int kBatchBytes = 16384;  // of the results of one call of a tile
 
@@ -91,6 +92,17 @@ struct DepthwiseArgs {
   const QuantArgs* to;
 };
 
+// The points that elements may take; arrays have one entry for each element, padded to kLanes.
+struct GridRow {
+  const float* scale;
+  const float* table;    // ascending; or null: integers from lower to upper
+  const float* middles;  // between neighbours in the table
+  int table_size;
+  float lower, upper;
+  const float* lowers;   // instead of lower; or null
+  const float* uppers;
+};
+
 struct Isa {
   int id;
   const Format* f32;
@@ -115,7 +127,9 @@ struct Isa {
                            uint8_t*);
   void (*lookup)(const uint8_t*, size_t, const uint8_t*, uint8_t*);
   void (*add_u8)(const uint8_t*, float, int, const uint8_t*, float, int, size_t, const QuantArgs&, uint8_t*);
-  void (*add_outer)(const float* amount, const float* weights, int count, float* to);  // of rounding.cpp
+  void (*nearest_points)(const float* values, int count, const GridRow&, float* points);
+  void (*add_outers)(const float* amounts, int amount_count, const float* weights, ptrdiff_t pitch, int count, float* to);
+  bool (*revise_row)(float* values, float* slope, const float* hessian, const float* per_step, int columns, const GridRow&);
   void (*activate)(int, const float*, size_t, float*);
   void (*add)(const float*, const float*, size_t, float*);
   void (*mul)(const float*, const float*, size_t, float*);

@@ -1,7 +1,8 @@
 // Rounding of weights one column at a time, the error of each made good by others.
 //
-// Rows are independent, so a few of them lie side by side in a buffer [column][lane]: the inner loop then runs over
-// lanes with one number of the factor or of the Hessian for all of them.
+// Rows are independent. Where each column moves all that are left, a few rows lie side by side in a buffer
+// [column][lane], and the inner loop runs over lanes with one number of the factor for all of them. Where few columns
+// move, a row is alone, and the loop runs over columns.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -11,9 +12,9 @@
 
 namespace {
 
+using eq::GridRow;
 using eq::kLanes;
-constexpr float kRoundToInteger = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds, half to even
-constexpr float kLargest = 4194304.0f;          // where that holds
+constexpr int kBlock = 16;  // columns whose errors go together to the columns behind them
 
 using Lanes = float[kLanes];
 
@@ -29,51 +30,35 @@ void store(const std::vector<float>& buffer, int rows, int columns, float* matri
     for (int c = 0; c < columns; ++c) matrix[(ptrdiff_t)r * columns + c] = buffer[(size_t)c * kLanes + r];
 }
 
-// The points of a block of rows.
+// One row, padded to whole lanes.
+void load_row(const float* row, int columns, float empty, std::vector<float>& buffer) {
+  buffer.assign(((size_t)columns + kLanes - 1) / kLanes * kLanes, empty);
+  std::copy_n(row, columns, buffer.data());
+}
+
+// The points of a block of rows side by side, or of one row.
 class Grid {
  public:
   explicit Grid(const eq_rounding_points& points) : points_(points) {
     for (int i = 1; i < points.table_size; ++i) middles_.push_back((points.table[i - 1] + points.table[i]) / 2.0f);
   }
 
-  void at(size_t offset, int rows, int columns) {
-    load(points_.scale + offset, rows, columns, 1.0f, scale_);
+  template <typename Load>
+  void at(size_t offset, Load load) {
+    load(points_.scale + offset, 1.0f, scale_);
     if (!points_.lowers) return;
-    load(points_.lowers + offset, rows, columns, 0.0f, lower_);
-    load(points_.uppers + offset, rows, columns, 0.0f, upper_);
+    load(points_.lowers + offset, 0.0f, lower_);
+    load(points_.uppers + offset, 0.0f, upper_);
   }
 
-  void nearest(const Lanes& value, int column, Lanes& rounded) const {
-    const float* scale = scale_.data() + (size_t)column * kLanes;
-    Lanes steps;
-    for (int l = 0; l < kLanes; ++l) steps[l] = value[l] * (1.0f / scale[l]);
-    if (points_.table)
-      from_table(steps, rounded);
-    else
-      integers(steps, column, rounded);
-    for (int l = 0; l < kLanes; ++l) rounded[l] *= scale[l];
+  // From some element of the block on.
+  GridRow from(size_t element) const {
+    const bool has_bounds = points_.lowers;
+    return {scale_.data() + element, points_.table, middles_.data(), points_.table_size, points_.lower, points_.upper,
+            has_bounds ? lower_.data() + element : nullptr, has_bounds ? upper_.data() + element : nullptr};
   }
 
  private:
-  void from_table(const Lanes& steps, Lanes& rounded) const {
-    for (int l = 0; l < kLanes; ++l) rounded[l] = points_.table[0];
-    for (size_t i = 0; i < middles_.size(); ++i)
-      for (int l = 0; l < kLanes; ++l) rounded[l] = steps[l] > middles_[i] ? points_.table[i + 1] : rounded[l];
-  }
-
-  void integers(const Lanes& steps, int column, Lanes& rounded) const {
-    for (int l = 0; l < kLanes; ++l) {
-      const float inside = std::min(std::max(steps[l], -kLargest), kLargest);
-      rounded[l] = (inside + kRoundToInteger) - kRoundToInteger;
-    }
-    if (!points_.lowers) {
-      for (int l = 0; l < kLanes; ++l) rounded[l] = std::min(std::max(rounded[l], points_.lower), points_.upper);
-      return;
-    }
-    const float *lower = lower_.data() + (size_t)column * kLanes, *upper = upper_.data() + (size_t)column * kLanes;
-    for (int l = 0; l < kLanes; ++l) rounded[l] = std::min(std::max(rounded[l], lower[l]), upper[l]);
-  }
-
   const eq_rounding_points& points_;
   std::vector<float> middles_, scale_, lower_, upper_;
 };
@@ -165,15 +150,22 @@ int eq_round_compensated(int isa, float* weight, int64_t batches, int rows, int 
       const int count = std::min(kLanes, rows - first);
       float* block = weight + (b * rows + first) * columns;
       load(block, count, columns, 0.0f, left);
-      grid.at((size_t)((b % groups) * rows + first) * columns, count, columns);
-      for (int c = 0; c < columns; ++c) {
-        const float* factor = factors + (b * columns + c) * columns;
-        Lanes value, rounded, change;
-        std::copy_n(left.data() + (size_t)c * kLanes, kLanes, value);
-        grid.nearest(value, c, rounded);
-        for (int l = 0; l < kLanes; ++l) change[l] = (rounded[l] - value[l]) / factor[c];
-        std::copy_n(rounded, kLanes, left.data() + (size_t)c * kLanes);
-        found->add_outer(change, factor + c + 1, columns - c - 1, left.data() + (size_t)(c + 1) * kLanes);
+      grid.at((size_t)((b % groups) * rows + first) * columns,
+              [&](const float* from, float empty, std::vector<float>& to) { load(from, count, columns, empty, to); });
+      for (int start = 0; start < columns; start += kBlock) {
+        const int stop = std::min(start + kBlock, columns);
+        Lanes changes[kBlock];
+        for (int c = start; c < stop; ++c) {
+          const float* factor = factors + (b * columns + c) * columns;
+          float* value = left.data() + (size_t)c * kLanes;
+          Lanes rounded;
+          found->nearest_points(value, kLanes, grid.from((size_t)c * kLanes), rounded);
+          for (int l = 0; l < kLanes; ++l) changes[c - start][l] = (rounded[l] - value[l]) / factor[c];
+          std::copy_n(rounded, kLanes, value);
+          found->add_outers(changes[c - start], 1, factor + c + 1, columns, stop - c - 1, value + kLanes);
+        }
+        found->add_outers(changes[0], stop - start, factors + (b * columns + start) * columns + stop, columns, columns - stop,
+                          left.data() + (size_t)stop * kLanes);
       }
       store(left, count, columns, block);
     }
@@ -185,33 +177,24 @@ int eq_revise_rounding(int isa, float* weight, const float* gradient, int64_t gr
   const eq::Isa* found = eq::find_isa(isa);
   if (!found || check(*points, groups, groups, rows, columns, "revise_rounding") != 0) return -1;
   Grid grid(*points);
-  std::vector<float> values, slope;
-  for (int64_t g = 0; g < groups; ++g)
-    for (int first = 0; first < rows; first += kLanes) {
-      const int count = std::min(kLanes, rows - first);
-      const size_t offset = (size_t)(g * rows + first) * columns;
-      load(weight + offset, count, columns, 0.0f, values);
-      load(gradient + offset, count, columns, 0.0f, slope);
-      grid.at(offset, count, columns);
-      for (int sweep = 0; sweep < sweeps; ++sweep)
-        for (int c = 0; c < columns; ++c) {
-          const float* row = hessian + (g * columns + c) * columns;
-          const float per_step = row[c] > 0.0f ? 1.0f / std::max(row[c], 1.17549435e-38f) : 0.0f;
-          float* old = values.data() + (size_t)c * kLanes;
-          Lanes wanted, rounded, change;
-          for (int l = 0; l < kLanes; ++l) wanted[l] = old[l] - slope[(size_t)c * kLanes + l] * per_step;
-          grid.nearest(wanted, c, rounded);
-          bool is_changed = false;
-          for (int l = 0; l < kLanes; ++l) {
-            change[l] = rounded[l] - old[l];
-            is_changed |= change[l] != 0.0f;
-          }
-          if (!is_changed) continue;
-          std::copy_n(rounded, kLanes, old);
-          found->add_outer(change, row, columns, slope.data());
-        }
-      store(values, count, columns, weight + offset);
+  std::vector<float> values, slope, per_step, diagonal((size_t)columns);
+  for (int64_t g = 0; g < groups; ++g) {
+    const float* matrix = hessian + g * columns * columns;
+    for (int c = 0; c < columns; ++c) {
+      const float power = matrix[(ptrdiff_t)c * columns + c];
+      diagonal[(size_t)c] = power > 0.0f ? 1.0f / std::max(power, std::numeric_limits<float>::min()) : 0.0f;
     }
+    load_row(diagonal.data(), columns, 0.0f, per_step);
+    for (int r = 0; r < rows; ++r) {
+      const size_t offset = (size_t)(g * rows + r) * columns;
+      load_row(weight + offset, columns, 0.0f, values);
+      load_row(gradient + offset, columns, 0.0f, slope);
+      grid.at(offset, [&](const float* from, float empty, std::vector<float>& to) { load_row(from, columns, empty, to); });
+      for (int sweep = 0; sweep < sweeps; ++sweep)
+        if (!found->revise_row(values.data(), slope.data(), matrix, per_step.data(), columns, grid.from(0))) break;
+      std::copy_n(values.data(), columns, weight + offset);
+    }
+  }
   return 0;
 }
 

@@ -521,15 +521,67 @@ void add_u8(const uint8_t* a, float scale_a, int zero_a, const uint8_t* b, float
 
 // --- rounding of weights ------------------------------------------------------------------------------------------
 
-// to[j][lane] += amount[lane] * weights[j]; the product is rounded, as torch does.
-void add_outer(const float* amount, const float* weights, int count, float* to) {
-  constexpr int kVectors = kLanes / VL;
-  vf by[kVectors];
-  for (int v = 0; v < kVectors; ++v) by[v] = vload(amount + v * VL);
-  for (int j = 0; j < count; ++j, to += kLanes) {
-    const vf weight = vset(weights[j]);
-    for (int v = 0; v < kVectors; ++v) vstore(to + v * VL, vload(to + v * VL) + by[v] * weight);
+// to[j][lane] += amounts[i][lane] * weights[i * pitch + j], one i after the other; products are rounded, as torch does.
+void add_outers(const float* amounts, int amount_count, const float* weights, ptrdiff_t pitch, int count, float* to) {
+  constexpr int kVectors = kLanes / VL, kTile = 4;
+  int j = 0;
+  for (; j + kTile <= count; j += kTile, to += kTile * kLanes) {
+    vf sum[kTile * kVectors];
+    for (int t = 0; t < kTile * kVectors; ++t) sum[t] = vload(to + t * VL);
+    for (int i = 0; i < amount_count; ++i)
+      for (int t = 0; t < kTile; ++t)
+        for (int v = 0; v < kVectors; ++v)
+          sum[t * kVectors + v] = sum[t * kVectors + v] + vload(amounts + i * kLanes + v * VL) * vset(weights[i * pitch + j + t]);
+    for (int t = 0; t < kTile * kVectors; ++t) vstore(to + t * VL, sum[t]);
   }
+  for (; j < count; ++j, to += kLanes)
+    for (int i = 0; i < amount_count; ++i)
+      for (int v = 0; v < kVectors; ++v)
+        vstore(to + v * VL, vload(to + v * VL) + vload(amounts + i * kLanes + v * VL) * vset(weights[i * pitch + j]));
+}
+
+// The nearest points of a vector of values; `column` is that of the first of them.
+EQ_INLINE vf vnearest(vf value, const GridRow& grid, int column) {
+  const vf scale = vload(grid.scale + column), steps = value * (1.0f / scale);
+  vf point;
+  if (grid.table) {
+    point = vset(grid.table[0]);
+    for (int i = 1; i < grid.table_size; ++i) point = steps > vset(grid.middles[i - 1]) ? vset(grid.table[i]) : point;
+  } else {
+    const vf whole = vfloat(vround(vmin(vmax(steps, vset(-kLargestInteger)), vset(kLargestInteger))));
+    const vf lower = grid.lowers ? vload(grid.lowers + column) : vset(grid.lower);
+    const vf upper = grid.uppers ? vload(grid.uppers + column) : vset(grid.upper);
+    point = vmin(vmax(whole, lower), upper);
+  }
+  return point * scale;
+}
+
+// The nearest points of values whose number is a multiple of kLanes.
+void nearest_points(const float* values, int count, const GridRow& grid, float* points) {
+  for (int i = 0; i < count; i += VL) vstore(points + i, vnearest(vload(values + i), grid, i));
+}
+
+// One pass over a row, whose arrays are padded to whole vectors. A few columns are looked at together; the first one that
+// moves changes the slope of those behind it, which are looked at again.
+bool revise_row(float* values, float* slope, const float* hessian, const float* per_step, int columns, const GridRow& grid) {
+  bool is_changed = false;
+  for (int base = 0; base < columns; base += VL)
+    for (int done = 0; done < VL;) {
+      const vf old = vload(values + base);
+      const vf point = vnearest(old - vload(slope + base) * vload(per_step + base), grid, base);
+      int moved = done;
+      while (moved < VL && !(point[moved] != old[moved])) ++moved;
+      done = moved + 1;
+      if (moved == VL || base + moved >= columns) break;
+      is_changed = true;
+      values[base + moved] = point[moved];
+      const vf change = vset(point[moved] - old[moved]);
+      const float* row = hessian + (ptrdiff_t)(base + moved) * columns;
+      int c = 0;
+      for (; c + VL <= columns; c += VL) vstore(slope + c, vload(slope + c) + change * vload(row + c));
+      if (c < columns) vstore_part(slope + c, vload_part(slope + c, columns - c) + change * vload_part(row + c, columns - c), columns - c);
+    }
+  return is_changed;
 }
 
 // --- floating point ---------------------------------------------------------------------------------------------
@@ -709,7 +761,9 @@ Isa base_isa() {
   isa.requantize_shift = requantize_shift;
   isa.lookup = lookup;
   isa.add_u8 = add_u8;
-  isa.add_outer = add_outer;
+  isa.add_outers = add_outers;
+  isa.nearest_points = nearest_points;
+  isa.revise_row = revise_row;
   isa.activate = activate;
   isa.add = add;
   isa.mul = mul;
