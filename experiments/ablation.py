@@ -18,7 +18,7 @@ from typing import Any
 from evoquant.api import compare_quantization_methods
 from evoquant.config import Experiment, load_experiment
 from evoquant.config.preparation import PreparationSpec
-from evoquant.config.quantizers import CompensationSpec, RoundingSpec
+from evoquant.config.quantizers import CompensationSpec, RoundingSpec, TuningSpec
 from evoquant.evaluate.methods import METHODS, PRECISIONS, Method, in_equal_steps, uniform_by
 from evoquant.types import CalibrationMethod
 
@@ -29,6 +29,7 @@ NEAREST = CompensationSpec(
     scale_fractions=(),
     ridges=(),
     rounding=RoundingSpec(iterations=0),
+    tuning=TuningSpec(steps=0),
 )
 RESCALING = PreparationSpec().rescaling
 
@@ -54,12 +55,14 @@ def steps() -> list[Method]:
     scaled = weighted.model_copy(update={"scale_fractions": CompensationSpec().scale_fractions})
     ridge = scaled.model_copy(update={"ridges": CompensationSpec().ridges})
     learned = ridge.model_copy(update={"rounding": RoundingSpec()})
+    tuned = learned.model_copy(update={"tuning": TuningSpec()})
     found.append(replace(rescaled, name="+ bias correction", compensation=bias))
     found.append(replace(rescaled, name="+ weight compensation", compensation=compensated))
     found.append(replace(rescaled, name="+ positions weighted by gradients", compensation=weighted))
     found.append(replace(rescaled, name="+ scales of rows by compensated error", compensation=scaled))
     found.append(replace(rescaled, name="+ fitted in order, with ridge", compensation=ridge, is_fitted=True))
     found.append(replace(rescaled, name="+ learned rounding", compensation=learned, is_fitted=True))
+    found.append(replace(rescaled, name="+ tuned scales and biases", compensation=tuned, is_fitted=True))
     return found
 
 

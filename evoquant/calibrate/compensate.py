@@ -37,7 +37,8 @@ class QuantizedWeight:
         weight: Quantized and dequantized, in its stored shape: every value lies on the grid of ``params``.
         params: Scales and zero points.
         bias: The bias that goes with it, (out,); None: the operation's own.
-        steps: What was kept: ``nearest``, ``bias``, ``gptq``, ``refine``, ``scales``, ``ridge``, ``learned``.
+        steps: What was kept: ``nearest``, ``bias``, ``gptq``, ``refine``, ``scales``, ``ridge``, ``learned``,
+            ``tuned``.
         error: Output error on the held-out images, relative to that of rounding to the nearest; 1 where it is kept.
     """
 
@@ -133,7 +134,7 @@ class _Candidates:
         if self.settings.refinement_sweeps:
             best = self._judged(self._refined(best))
             yield best
-        if self.settings.scale_fractions and _has_scales_of_rows(best.params):
+        if self.settings.scale_fractions and has_scales_of_rows(best.params):
             yield self._judged(self._with_best_scales(best))
 
     def _nearest(self, target: Tensor) -> _Candidate:
@@ -210,7 +211,7 @@ def _refinement_hessian(inputs: Moments, is_centred: bool) -> Tensor:
     return hessian
 
 
-def _has_scales_of_rows(params: QuantParams) -> bool:
+def has_scales_of_rows(params: QuantParams) -> bool:
     """Whether each row of a weight has scales of its own that may have any value."""
     return params.scale.ndim > 0 and params.scheme is not QuantizationScheme.POWER_OF_TWO
 

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from evoquant.calibrate.block_run import BlockRun, Originals, Quantizers, WeightPart
 from evoquant.calibrate.compensate import QuantizedWeight
-from evoquant.calibrate.segment import Segment, relative_error, straight_through
+from evoquant.calibrate.descent import descend
+from evoquant.calibrate.segment import Segment, relative_error
 from evoquant.config.quantizers import RoundingSpec
 from evoquant.quant import QuantParams
 from evoquant.quant.params import lattice_of
-from evoquant.types import Op, QuantizationScheme
+from evoquant.types import QuantizationScheme
 
 STEPS_FROM_ROUNDING = 0.4
 """Latent codes start at the float weight, but no farther from their code than this, so no code changes at first."""
-
-Quantizers = Mapping[tuple[str, int], Callable[[Tensor], Tensor] | None]
-"""Quantizers of activation operands by operation and index."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,11 +54,11 @@ class LearnedBlock:
     after: float
 
 
-class _Learning:
-    """Latent codes and bias of one weight; the scales stay as they are."""
+class _Learning(WeightPart):
+    """Latent codes of one weight; the scales stay as they are."""
 
-    def __init__(self, original: Tensor, stored: QuantizedWeight, bias: Tensor | None) -> None:
-        self.stored = stored
+    def __init__(self, stored: QuantizedWeight, original: Tensor, bias: Tensor | None) -> None:
+        super().__init__(stored, bias)
         params = stored.params
         self.is_learned = _learns_codes(params)
         self.scale, shift = (_by_element(values, params, original) for values in (params.scale, params.zero_point))
@@ -69,10 +66,6 @@ class _Learning:
         codes = stored.weight / (self.scale * self.step)
         distance = (original / (self.scale * self.step) - codes).clamp(-STEPS_FROM_ROUNDING, STEPS_FROM_ROUNDING)
         self.latent = (codes + distance).clone().requires_grad_(self.is_learned)
-        start = stored.bias if stored.bias is not None else bias
-        self.start = torch.zeros(original.shape[0]) if start is None else start
-        self.bias_steps = torch.zeros_like(self.start, requires_grad=True)
-        self.bias_unit: float | None = None
 
     def weight(self) -> Tensor:
         """The quantized weight; its gradient goes to the latent codes."""
@@ -81,10 +74,6 @@ class _Learning:
         points = self.latent * self.step
         nearest = self.lattice.nearest_(points.detach().clone())
         return (points + (nearest - points.detach())) * self.scale
-
-    def bias(self) -> Tensor:
-        """The bias; its gradient goes to its steps."""
-        return self.start + self.bias_steps * (self.bias_unit or 0.0)
 
     def result(self) -> QuantizedWeight:
         """What was learned, as values."""
@@ -99,7 +88,7 @@ class _Learning:
 def learn_rounding(
     segment: Segment,
     images: BlockImages,
-    originals: Mapping[str, tuple[Tensor, Tensor | None]],
+    originals: Originals,
     weights: Mapping[str, QuantizedWeight],
     quantizers: Quantizers,
     settings: RoundingSpec,
@@ -124,107 +113,43 @@ def learn_rounding(
         "BRECQ", ICLR 2021 (blocks as the unit); X. Wei et al., "QDrop", ICLR 2022, https://arxiv.org/abs/2203.05740
         (activations left float at random).
     """
-    learning = {name: _Learning(originals[name][0], stored, originals[name][1]) for name, stored in weights.items()}
+    learning = {name: _Learning(stored, *originals[name]) for name, stored in weights.items()}
     run = BlockRun(segment, learning, originals, quantizers)
     fitted = [index for index, held_out in enumerate(images.is_held_out) if not held_out]
     held_out = [index for index, held_out in enumerate(images.is_held_out) if held_out]
-    before = run.error(images, held_out)
-    with torch.enable_grad():
-        _descend(run, images, fitted, settings)
-    after = run.error(images, held_out)
+    before = _error(run, images, held_out)  # sets the units of the biases
+    _learn(run, learning.values(), images, fitted, settings)
+    after = _error(run, images, held_out)
     found = {name: part.result() for name, part in learning.items()} if after < before else {}
     return LearnedBlock(found, before, min(before, after))
 
 
-class BlockRun:
-    """Computes a block with what is being learned."""
-
-    def __init__(
-        self,
-        segment: Segment,
-        learning: Mapping[str, _Learning],
-        originals: Mapping[str, tuple[Tensor, Tensor | None]],
-        quantizers: Quantizers,
-    ) -> None:
-        self.segment = segment
-        self.learning = learning
-        self._originals = originals
-        self._quantizers = quantizers
-        self._float_share = 0.0
-        self._generator = torch.Generator()
-
-    @classmethod
-    def with_weights(
-        cls,
-        segment: Segment,
-        originals: Mapping[str, tuple[Tensor, Tensor | None]],
-        weights: Mapping[str, QuantizedWeight],
-        quantizers: Quantizers,
-    ) -> BlockRun:
-        """A block with given weights; operations without one stay float."""
-        parts = {name: _Learning(originals[name][0], weight, originals[name][1]) for name, weight in weights.items()}
-        return cls(segment, parts, originals, quantizers)
-
-    def __call__(self, x: Tensor, known: Mapping[fx.Node, Any]) -> Tensor:
-        """The output of the block."""
-        return self.segment(x, known, self._compute)
-
-    @contextmanager
-    def dropping(self, share: float, generator: torch.Generator) -> Iterator[None]:
-        """Meanwhile this share of the values of operands, at random, is not quantized."""
-        self._float_share, self._generator = share, generator
-        yield
-        self._float_share = 0.0
-
-    def error(self, images: BlockImages, pieces: Sequence[int]) -> float:
-        """Relative square error of some pieces; the first one also sets the units of the biases."""
-        with torch.no_grad():
-            outputs = [self(images.inputs[index], images.known[index]) for index in pieces]
-        return relative_error(outputs, [images.targets[index] for index in pieces])
-
-    def _compute(self, op: Op, target: Callable[..., Tensor], args: tuple[Any, ...]) -> Tensor:
-        operands = [self._quantized(op, index, args[index]) for index in range(len(op.inputs))]
-        if not op.weight_count:
-            return target(*operands)
-        part = self.learning.get(op.name)
-        if part is None:
-            return target(operands[0], *self._originals[op.name], *args[3:])
-        out: Tensor = target(operands[0], part.weight(), part.bias(), *args[3:])
-        if part.bias_unit is None:
-            part.bias_unit = float(out.square().mean().sqrt())
-        return out
-
-    def _quantized(self, op: Op, index: int, x: Tensor) -> Tensor:
-        quantizer = self._quantizers.get((op.name, index))
-        params = getattr(quantizer, "params", None)
-        is_even = isinstance(params, QuantParams) and params.codebook is None
-        tolerance = float(params.scale.max()) if is_even and isinstance(params, QuantParams) else math.inf
-        quantized = straight_through(x, quantizer, tolerance)
-        if quantizer is None or not self._float_share:
-            return quantized
-        return torch.where(torch.rand(x.shape, generator=self._generator) < self._float_share, x, quantized)
+def _error(run: BlockRun, images: BlockImages, pieces: Sequence[int]) -> float:
+    """Relative square error of some pieces."""
+    with torch.no_grad():
+        outputs = [run(images.inputs[index], images.known[index]) for index in pieces]
+    return relative_error(outputs, [images.targets[index] for index in pieces])
 
 
-def _descend(run: BlockRun, images: BlockImages, pieces: Sequence[int], settings: RoundingSpec) -> None:
-    latents = [part.latent for part in run.learning.values() if part.is_learned]
-    biases = [part.bias_steps for part in run.learning.values()]
-    optimizer = torch.optim.Adam(
-        [{"params": latents, "lr": settings.code_rate}, {"params": biases, "lr": settings.bias_rate}], betas=(0.9, 0.99)
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.iterations)
+def _learn(
+    run: BlockRun, learning: Collection[_Learning], images: BlockImages, pieces: Sequence[int], settings: RoundingSpec
+) -> None:
     generator = torch.Generator().manual_seed(settings.seed)
     order: list[int] = []
+
+    def loss() -> Tensor:
+        if not order:
+            order.extend(torch.randperm(len(pieces), generator=generator).tolist())
+        index = pieces[order.pop()]
+        target = images.targets[index]
+        return (run(images.inputs[index], images.known[index]) - target).square().mean() / target.square().mean()
+
+    groups = [
+        {"params": [part.latent for part in learning if part.is_learned], "lr": settings.code_rate},
+        {"params": [part.bias_steps for part in learning], "lr": settings.bias_rate},
+    ]
     with run.dropping(settings.float_share, generator):
-        for _ in range(settings.iterations):
-            if not order:
-                order = torch.randperm(len(pieces), generator=generator).tolist()
-            index = pieces[order.pop()]
-            target = images.targets[index]
-            loss = (run(images.inputs[index], images.known[index]) - target).square().mean() / target.square().mean()
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
+        descend(groups, settings.iterations, loss)
 
 
 def _learns_codes(params: QuantParams) -> bool:

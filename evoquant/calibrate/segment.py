@@ -36,6 +36,14 @@ def narrow_places(captured: CapturedModel) -> frozenset[str]:
     return frozenset(narrow)
 
 
+def whole_network(captured: CapturedModel) -> Segment:
+    """From the images to the logits."""
+    nodes = list(captured.program.graph.nodes)
+    source = next(node for node in nodes if node.op == "placeholder")
+    computed = tuple(node for node in nodes if node.op not in ("placeholder", "output"))
+    return Segment(captured.program, computed, source, {op.node: op for op in captured.graph.ops})
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Consecutive nodes that compute one tensor from one tensor.

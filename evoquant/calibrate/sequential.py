@@ -16,11 +16,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
+from evoquant.calibrate.block_run import BlockRun, WeightPart
 from evoquant.calibrate.compensate import QuantizedWeight, SplitError, compensate
 from evoquant.calibrate.importance import Importance
 from evoquant.calibrate.moments import HELD_OUT_EVERY, has_moments, too_few_images
 from evoquant.calibrate.output_error import ErrorAccumulator
-from evoquant.calibrate.rounding import BlockImages, BlockRun, learn_rounding
+from evoquant.calibrate.rounding import BlockImages, learn_rounding
 from evoquant.calibrate.segment import Segment, narrow_places
 from evoquant.config.quantizers import CompensationSpec, RoundingSpec
 from evoquant.graph import CapturedModel
@@ -181,7 +182,8 @@ class _SideBySide(fx.Interpreter):
         if not learned.weights:
             return value
         self.weights.update(learned.weights)
-        run = BlockRun.with_weights(segment, originals, {**fitted, **learned.weights}, quantizers)
+        parts = {name: WeightPart(stored, originals[name][1]) for name, stored in {**fitted, **learned.weights}.items()}
+        run = BlockRun(segment, parts, originals, quantizers)
         return _Pair(value.original, [run(x, known[index]) for index, x in enumerate(block.inputs)])
 
     def _weights_of(self, op: Op) -> list[Tensor | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 Dampings = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 
@@ -29,6 +29,26 @@ class RoundingSpec(BaseModel):
     seed: int = 0
 
 
+class TuningSpec(BaseModel):
+    """How the scales of rows and the biases of a finalist follow the divergence of the whole network.
+
+    Attributes:
+        steps: Steps; 0 leaves tuning out.
+        batch_size: Changed calibration images of a step.
+        scale_rate: Rate of the logarithms of scales.
+        bias_rate: Rate of the biases, as a share of the root mean square of the operation's output.
+        seed: Of the order of the images and of their changes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: NonNegativeInt = 100
+    batch_size: PositiveInt = 16
+    scale_rate: PositiveFloat = 0.001
+    bias_rate: PositiveFloat = 0.003
+    seed: int = 0
+
+
 class CompensationSpec(BaseModel):
     """How the error of rounding weights is made good. Each step is kept only where held-out images confirm it.
 
@@ -45,6 +65,7 @@ class CompensationSpec(BaseModel):
         ridges: For finalists: penalties to choose from when weights also make good what quantized inputs lack, as
             shares of the mean variance of the inputs. Empty leaves that out.
         rounding: For finalists: how the rounding of whole blocks is learned.
+        tuning: For finalists: how scales and biases of the whole network are tuned at last.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,10 +74,14 @@ class CompensationSpec(BaseModel):
     bias_correction: bool = True
     gradient_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     dampings: Dampings = (0.01, 0.1, 1.0)
-    refinement_sweeps: NonNegativeInt = 1
-    scale_fractions: tuple[PositiveFloat, ...] = (1.03, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82)
+    refinement_sweeps: NonNegativeInt = 4
+    scale_fractions: tuple[PositiveFloat, ...] = (
+        *(1.06, 1.045, 1.03, 1.015, 0.985, 0.97, 0.955, 0.94, 0.925),
+        *(0.91, 0.895, 0.88, 0.865, 0.85, 0.835, 0.82, 0.805),
+    )
     ridges: tuple[PositiveFloat, ...] = (0.001, 0.01, 0.1, 1.0)
     rounding: RoundingSpec = RoundingSpec()
+    tuning: TuningSpec = TuningSpec()
 
     @property
     def is_active(self) -> bool:

@@ -17,10 +17,12 @@ from evoquant.calibrate.guard import LEAST_GAIN
 from evoquant.calibrate.importance import position_importance
 from evoquant.calibrate.moments import HELD_OUT_EVERY
 from evoquant.calibrate.sequential import fit_sequentially
+from evoquant.calibrate.tuning import tune
 from evoquant.evaluate.finalist import Finalist
 from evoquant.evaluate.metrics import divergence
 from evoquant.evaluate.simulate import Plan, SimulatedModel
 from evoquant.evaluate.workbench import Workbench
+from evoquant.types import FLOAT_BITS
 
 SHARES_OF_FLOAT = (0.0, 1.0)
 """What a weight, and a block, is fitted to: the output that it alone loses, or also what was lost before it."""
@@ -32,7 +34,8 @@ class FitReport:
 
     Attributes:
         kept: ``search``: the weights of the search; ``sequential``: fitted one after the other to quantized inputs;
-            ``learned``: the rounding of blocks is learned as well.
+            ``learned``: the rounding of blocks is learned as well; ``tuned``: scales and biases of the best of these
+            follow the divergence.
         divergences: Mean divergence on the calibration images that nothing was fitted to and on random changes of
             them, in nats, of what was tried.
         held_out_images: How many those are.
@@ -50,7 +53,7 @@ class FitReport:
 
 
 def fit_finalist(bench: Workbench, plan: Plan) -> tuple[Finalist, FitReport]:
-    """Fit the weights of a plan to the calibration images, in the order of computation.
+    """Fit the weights of a plan to the calibration images, in the order of computation, and tune them as a whole.
 
     Each way is tried, and the one is kept with the least divergence on calibration images that nothing was fitted to,
     if it is less than that of the search by ``LEAST_GAIN``: fits that bring nothing there lose elsewhere. As these
@@ -99,6 +102,18 @@ def fit_finalist(bench: Workbench, plan: Plan) -> tuple[Finalist, FitReport]:
         consider("sequential", in_order(share_of_float=share))
         if settings.rounding.iterations:
             consider("learned", in_order(share_of_float=share, rounding=settings.rounding))
+    if settings.tuning.steps:
+        start = operands.with_weights(plan, found[min(divergences, key=lambda name: divergences[name])])
+        ops = bench.captured.graph.ops
+        weights = {
+            op.name: start.quantized_weight(op, plan[op.name])
+            for op in ops
+            if op.weight_count and plan[op.name].weight_bits != FLOAT_BITS
+        }
+        quantizers = {
+            (op.name, index): start.quantizer(op, index, plan[op.name]) for op in ops for index in range(len(op.inputs))
+        }
+        consider("tuned", tune(bench.captured, weights, quantizers, images[~is_held_out], settings.tuning))
     kept = worth_keeping(divergences)
     report = FitReport(kept, divergences, int(is_held_out.sum()), perf_counter() - started)
     return Finalist(plan, found[kept]), report

@@ -13,7 +13,7 @@ import torch
 
 from evoquant.config import Experiment
 from evoquant.config.preparation import RescalingStep
-from evoquant.config.quantizers import CompensationSpec, RoundingSpec
+from evoquant.config.quantizers import CompensationSpec, RoundingSpec, TuningSpec
 from evoquant.errors import UnknownNameError
 from evoquant.evaluate.metrics import divergence
 from evoquant.evaluate.simulate import Plan
@@ -157,7 +157,12 @@ METHODS: Mapping[str, Method] = {
             "ERQ-type: norms rescaled, ridge and compensation",
             uniform_by(CalibrationMethod.MSE),
             rescaling=("norms",),
-            compensation=CompensationSpec(gradient_share=0.0, scale_fractions=(), rounding=RoundingSpec(iterations=0)),
+            compensation=CompensationSpec(
+                gradient_share=0.0,
+                scale_fractions=(),
+                rounding=RoundingSpec(iterations=0),
+                tuning=TuningSpec(steps=0),
+            ),
             is_fitted=True,
         ),
         Method("full", "all steps of the experiment", _preset),

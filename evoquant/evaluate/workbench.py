@@ -201,7 +201,7 @@ def prepared(
         DataError: If there are too few images.
     """
     settings = experiment.preparation
-    of_finalists = {"ridges", "rounding"}
+    of_finalists = {"ridges", "rounding", "tuning"}
     rules = [
         settings.model_dump(mode="json"),
         experiment.compensation.model_dump(mode="json", exclude=of_finalists),

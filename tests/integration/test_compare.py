@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from evoquant.api import compare_quantization_methods
 from evoquant.cli.main import APP
 from evoquant.config import dump_yaml
-from evoquant.config.quantizers import CompensationSpec, RoundingSpec
+from evoquant.config.quantizers import CompensationSpec, RoundingSpec, TuningSpec
 from evoquant.errors import UnknownNameError
 from evoquant.evaluate.fit_finalist import worth_keeping
 from evoquant.evaluate.methods import CHEAP_METHODS, METHODS
@@ -81,7 +81,9 @@ def test_the_command_prints_one_document(small_experiment, tmp_path):
 
 def test_fitted_weights_can_be_written_and_judged_again(small_experiment, tmp_path):
     path, weights = tmp_path / "small.yaml", str(tmp_path / "fitted.safetensors")
-    settings = CompensationSpec(weight_compensation="none", rounding=RoundingSpec(iterations=5))
+    settings = CompensationSpec(
+        weight_compensation="none", rounding=RoundingSpec(iterations=5), tuning=TuningSpec(steps=2)
+    )
     experiment = small_experiment.model_copy(update={"compensation": settings})
     path.write_text(dump_yaml(experiment.model_dump(mode="json", exclude_none=True)))
     figures = []
@@ -90,6 +92,6 @@ def test_fitted_weights_can_be_written_and_judged_again(small_experiment, tmp_pa
         assert result.exit_code == 0, result.output
         figures.append(json.loads(result.stdout))
     fit = figures[0]["fit"]
-    assert set(fit["divergences"]) == {"search", "sequential", "learned"}
+    assert set(fit["divergences"]) == {"search", "sequential", "learned", "tuned"}
     assert fit["kept"] == worth_keeping(fit["divergences"])
     assert figures[0]["kl"] == figures[1]["kl"]

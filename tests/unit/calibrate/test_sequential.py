@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from evoquant.calibrate import activation_params, collect
+from evoquant.calibrate.block_run import BlockRun
 from evoquant.calibrate.compensate import SplitError, compensate
 from evoquant.calibrate.moments import collect_moments
-from evoquant.calibrate.rounding import BlockRun
 from evoquant.calibrate.segment import Segment, narrow_places
 from evoquant.calibrate.sequential import MakeQuantizer, fit_sequentially
 from evoquant.config.quantizers import CompensationSpec, RoundingSpec
