@@ -44,8 +44,8 @@ class TuningSpec(BaseModel):
 
     steps: NonNegativeInt = 100
     batch_size: PositiveInt = 16
-    scale_rate: PositiveFloat = 0.001
-    bias_rate: PositiveFloat = 0.003
+    scale_rate: PositiveFloat = 0.0002
+    bias_rate: PositiveFloat = 0.0005
     seed: int = 0
 
 

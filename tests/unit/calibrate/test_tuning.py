@@ -20,7 +20,7 @@ from evoquant.quant import FakeQuant, fake_quantize, weight_params
 from evoquant.types import LayerQuantConfig, QuantizationGranularity, QuantizationScheme
 
 SIZE = 8
-SPEC = TuningSpec(steps=60, batch_size=16)
+SPEC = TuningSpec(steps=60, scale_rate=0.001, bias_rate=0.003)
 CONFIGS = (
     LayerQuantConfig(weight_bits=3, activation_bits=5),
     LayerQuantConfig(weight_bits=4, weight_scheme=QuantizationScheme.NORMAL, activation_bits=5),
