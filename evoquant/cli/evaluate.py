@@ -34,7 +34,7 @@ def evaluate(
     images: Annotated[Path | None, typer.Option(help="Other images of the same task.", show_default=False)] = None,
     labels: Annotated[Path | None, typer.Option(help="Their labels (CSV: file,label).", show_default=False)] = None,
     fitted: Annotated[
-        bool, typer.Option("--fitted", help="Fit weights, norms and scales to the plan first, for minutes.")
+        bool, typer.Option("--fitted", help="Fit weights, scales and biases to the plan first, for minutes.")
     ] = False,
     save: Annotated[Path | None, typer.Option(help="Write the fitted weights to it.", show_default=False)] = None,
     architecture: Architecture = None,
