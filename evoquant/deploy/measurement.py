@@ -18,7 +18,7 @@ from evoquant.errors import KernelError
 from evoquant.hardware.measured import MeasuredLatency
 from evoquant.hardware.table import Case, Entry, LatencyTable, key_of
 from evoquant.kernels.native import native
-from evoquant.kernels.timing import interleave
+from evoquant.kernels.timing import in_turn, interleave
 from evoquant.kernels.workload import workload
 from evoquant.types import ModelGraph
 
@@ -26,13 +26,8 @@ Run = Callable[[int], float]
 """Takes a number of repetitions, returns the seconds they took."""
 
 
-CACHE_BYTES = 65_536
-"""Streamed through the cache before each run of a kernel: in a network, other kernels have run since the last time."""
 QUARTILE = 25
 WARM_REPEATS = 4
-KERNEL_SECONDS = 3e-4
-MOST_REPEATS = 30
-"""Length of a sample of one kernel: shorter than a time slice of the operating system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +178,8 @@ def compare_with_table(
         for _ in range(rounds):
             for found, taken in zip(of_models, interleave(list(runs.values()), seconds, 1, rng), strict=True):
                 found += taken
-            with _eviction(CACHE_BYTES):
-                for found, run in zip(of_kernels, kernel_runs.values(), strict=True):
-                    found.append(_kernel_ms(run))
+            for found, taken_ms in zip(of_kernels, in_turn(list(kernel_runs.values()), rng), strict=True):
+                found.append(taken_ms)
     times = {key: float(np.percentile(found, QUARTILE)) for key, found in zip(kernel_runs, of_kernels, strict=True)}
     table = LatencyTable({}, threads, {key: Entry(time_ms, 0.0) for key, time_ms in times.items()})
     sums = MeasuredLatency(table, latency.device, latency.kernels)
@@ -214,22 +208,6 @@ def _warm(run: Run) -> Run:
         return run(repeats)
 
     return warmed
-
-
-def _kernel_ms(run: Run) -> float:
-    """Milliseconds of a kernel that finds its weights where another kernel has left them: behind the first cache."""
-    once = run(WARM_REPEATS) / WARM_REPEATS
-    repeats = max(2, min(MOST_REPEATS, round(KERNEL_SECONDS / max(once, 1e-7))))
-    return 1e3 * run(repeats) / repeats
-
-
-@contextmanager
-def _eviction(size: int) -> Iterator[None]:
-    native().set_eviction(size)
-    try:
-        yield
-    finally:
-        native().set_eviction(0)
 
 
 def _kernel_case(case: Case) -> kernels.KernelCase:

@@ -1,7 +1,8 @@
-"""Times of kernel cases on this machine: interleaved rounds, medians and spread."""
+"""Times of kernel cases on this machine: in turn, in interleaved rounds, medians and spread."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,10 +13,19 @@ import numpy as np
 from evoquant.errors import KernelError
 from evoquant.kernels.case import KernelCase
 from evoquant.kernels.native import native, set_threads
-from evoquant.kernels.workload import workload
+from evoquant.kernels.workload import Run, workload
 
 CASES_AT_ONCE = 48
 """Cases whose operands are in memory together, and whose repetitions are interleaved."""
+
+
+FIRST_CACHE_BYTES = 65_536
+"""Streamed through the first cache before each run of a kernel."""
+
+CASES_IN_TURN = 12
+MOST_PASSES = 8
+"""Kernels that are timed in turn, and how often at most in a sample. A dozen products of small networks move more
+memory than the second cache holds, and less than the third."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +54,13 @@ def measure(
     passes: int = 3,
     seed: int = 0,
     isa: str | None = None,
-    evict_bytes: int = 0,
 ) -> list[Timing]:
     """Time each case: ``repetitions`` rounds over all cases, each in another order, and all that ``passes`` times.
 
-    Operands are random, from the seed. One round runs a case as often as fits into
-    ``seconds_per_case / (passes · repetitions)``, at least once, and takes the mean of these runs as one sample. A
-    machine that is slow for some seconds slows one pass of a case, so the fastest pass counts. Time it alone all the
-    same: other work on the machine is measured too.
+    Operands are random, from the seed. A few cases run in turn (``in_turn``), as kernels of a network do, until that
+    took ``seconds_per_case / (passes · repetitions)`` for each of them, and the mean of the runs of a case is one
+    sample. A machine that is slow for some seconds slows one pass of a case, so the fastest pass counts. Time it alone
+    all the same: other work on the machine is measured too.
 
     Args:
         cases: What to time; equal cases are timed once for each mention.
@@ -61,8 +70,6 @@ def measure(
         passes: How often the whole list is gone through.
         seed: Of the operands and the order.
         isa: Instruction set; None takes the best, capped by ``EVOQUANT_ISA``.
-        evict_bytes: Memory that is streamed through the caches before every run, after which the input is read
-            again. 0 keeps weights in the cache from run to run; a network whose weights exceed the cache does not.
 
     Returns:
         One timing per case, in the order given.
@@ -79,14 +86,36 @@ def measure(
     rng = np.random.default_rng(seed)
     seconds = seconds_per_case / (passes * repetitions)
     found: list[list[list[float]]] = [[] for _ in wanted]
-    with _settings(threads, evict_bytes):
+    with _threads(threads):
         for _ in range(passes):
             for start in range(0, len(wanted), CASES_AT_ONCE):
                 chunk = range(start, min(start + CASES_AT_ONCE, len(wanted)))
                 runs = [workload(wanted[index], rng, isa=isa) for index in chunk]
-                for index, samples in zip(chunk, interleave(runs, seconds, repetitions, rng), strict=True):
-                    found[index].append(samples)
+                rounds = [in_turn(runs, rng, seconds=seconds) for _ in range(repetitions)]
+                for index, samples in zip(chunk, zip(*rounds, strict=True), strict=True):
+                    found[index].append(list(samples))
     return [timing(case, passed) for case, passed in zip(wanted, found, strict=True)]
+
+
+def in_turn(runs: Sequence[Run], rng: np.random.Generator, *, seconds: float = math.inf) -> list[float]:
+    """Milliseconds per run of each of several kernels, ``CASES_IN_TURN`` of which, at random, run one after the other.
+
+    A kernel that runs over and over finds its weights and the memory of its result nearer than it does in a network,
+    where others run in between. Its input is read before each run: there another kernel has just written it.
+
+    Args:
+        runs: See ``workload``.
+        rng: Order.
+        seconds: Time for each of them; there is at least one pass that counts, and at most ``MOST_PASSES``.
+    """
+    times = np.empty(len(runs))
+    order = rng.permutation(len(runs))
+    with _eviction(FIRST_CACHE_BYTES):
+        for group in np.split(order, range(CASES_IN_TURN, len(order), CASES_IN_TURN)):
+            first = [runs[index](1) for index in group]
+            passes = max(1, min(MOST_PASSES, seconds * len(group) / max(sum(first), 1e-9)))
+            times[group] = np.mean([[runs[index](1) for index in group] for _ in range(round(passes))], axis=0)
+    return [1e3 * float(time) for time in times]
 
 
 def interleave(
@@ -122,13 +151,19 @@ def _repeats(run: Callable[[int], float], seconds: float) -> int:
 
 
 @contextmanager
-def _settings(threads: int, evict_bytes: int) -> Iterator[None]:
-    module = native()
-    before = module.threads()
-    set_threads(threads)
-    module.set_eviction(evict_bytes)
+def _threads(count: int) -> Iterator[None]:
+    before = native().threads()
+    set_threads(count)
     try:
         yield
     finally:
-        module.set_eviction(0)
         set_threads(before)
+
+
+@contextmanager
+def _eviction(size: int) -> Iterator[None]:
+    native().set_eviction(size)
+    try:
+        yield
+    finally:
+        native().set_eviction(0)
