@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from evoquant.errors import KernelError
 from evoquant.kernels import KernelCase, conversion_case, fingerprint, float_case, info, measure
 from evoquant.kernels.bench import bench_kernels, summarize
-from evoquant.kernels.timing import interleave, timing
+from evoquant.kernels.timing import CASES_IN_TURN, MOST_PASSES, in_turn, interleave, timing
 from evoquant.kernels.workload import workload
 from evoquant.types import ConvGeometry, Op, OpKind, Role
 
@@ -92,6 +93,28 @@ def test_rounds_are_interleaved_and_statistics_are_those_of_the_samples():
     slow_then_fast = timing(CASES[0], [[5.0, 4.0, 6.0], [1.0, 3.0, 2.0]])
     assert slow_then_fast.median_ms == 2.0
     assert slow_then_fast.iqr_ms == 2.5
+
+
+@needs_native
+def test_kernels_run_in_turn():
+    order = []
+
+    def run(index):
+        def call(repeats):
+            order.append(index)
+            return 1e-3 * (index + 1) * repeats
+
+        return call
+
+    count = CASES_IN_TURN + 3
+    times = in_turn([run(index) for index in range(count)], np.random.default_rng(0))
+    assert np.allclose(times, np.arange(1, count + 1))
+    assert [order.count(index) for index in range(count)] == [MOST_PASSES + 1] * count
+    assert all(one != next_ for one, next_ in pairwise(order))
+    assert set(order[:CASES_IN_TURN]).isdisjoint(order[-3:])
+    order.clear()
+    in_turn([run(0), run(1)], np.random.default_rng(0), seconds=3e-3)
+    assert order.count(0) == order.count(1) == 1 + 2
 
 
 @needs_native
