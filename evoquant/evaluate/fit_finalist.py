@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from evoquant.calibrate.augment import with_changes
 from evoquant.calibrate.compensate import QuantizedWeight
@@ -103,20 +104,28 @@ def fit_finalist(bench: Workbench, plan: Plan) -> tuple[Finalist, FitReport]:
         if settings.rounding.iterations:
             consider("learned", in_order(share_of_float=share, rounding=settings.rounding))
     if settings.tuning.steps:
-        start = operands.with_weights(plan, found[min(divergences, key=lambda name: divergences[name])])
-        ops = bench.captured.graph.ops
-        weights = {
-            op.name: start.quantized_weight(op, plan[op.name])
-            for op in ops
-            if op.weight_count and plan[op.name].weight_bits != FLOAT_BITS
-        }
-        quantizers = {
-            (op.name, index): start.quantizer(op, index, plan[op.name]) for op in ops for index in range(len(op.inputs))
-        }
-        consider("tuned", tune(bench.captured, weights, quantizers, images[~is_held_out], settings.tuning))
+        best = found[min(divergences, key=lambda name: divergences[name])]
+        consider("tuned", _tuned(bench, plan, best, images[~is_held_out]))
     kept = worth_keeping(divergences)
     report = FitReport(kept, divergences, int(is_held_out.sum()), perf_counter() - started)
     return Finalist(plan, found[kept]), report
+
+
+def _tuned(
+    bench: Workbench, plan: Plan, weights: Mapping[str, QuantizedWeight], images: Tensor
+) -> dict[str, QuantizedWeight]:
+    """All weights of the plan, tuned from these; operations that have none here start from those of the search."""
+    operands = bench.evaluator.operands.with_weights(plan, weights)
+    ops = bench.captured.graph.ops
+    start = {
+        op.name: operands.quantized_weight(op, plan[op.name])
+        for op in ops
+        if op.weight_count and plan[op.name].weight_bits != FLOAT_BITS
+    }
+    quantizers = {
+        (op.name, index): operands.quantizer(op, index, plan[op.name]) for op in ops for index in range(len(op.inputs))
+    }
+    return tune(bench.captured, start, quantizers, images, bench.experiment.compensation.tuning)
 
 
 def worth_keeping(divergences: Mapping[str, float]) -> str:

@@ -18,7 +18,6 @@ from evoquant.kernels.workload import Run, workload
 CASES_AT_ONCE = 48
 """Cases whose operands are in memory together, and whose repetitions are interleaved."""
 
-
 FIRST_CACHE_BYTES = 65_536
 """Streamed through the first cache before each run of a kernel."""
 
