@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
-RescalingStep = Literal["rotations", "depthwise", "norms", "chains"]
+RescalingStep = Literal["rotations", "depthwise", "norms", "chains", "attention_rows"]
 
 
 class PreparationSpec(BaseModel):
@@ -26,12 +26,14 @@ class PreparationSpec(BaseModel):
             activations and the columns of the weights behind it nearer to one range, both alike. ``chains``: one range
             of the activations, for channels that run from product to product through sums and rectifiers
             (cross-layer equalization); it has helped no model that it was tried on, and is left out by default.
+            ``attention_rows``: the weights that an attention gives to values are quantized in units of the greatest of
+            their row, and what they give is multiplied by it; this comes last, wherever it stands.
         guard_share: The guard judges on one of so many calibration images and never shows them to the steps.
         gradient_images: Calibration images that the gradients for range setting by ``fisher`` come from.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rescaling: tuple[RescalingStep, ...] = ("rotations", "depthwise", "norms")
+    rescaling: tuple[RescalingStep, ...] = ("rotations", "depthwise", "norms", "attention_rows")
     guard_share: PositiveInt = 4
     gradient_images: PositiveInt = 64

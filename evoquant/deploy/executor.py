@@ -93,7 +93,8 @@ class Executor:
             program.matmul(_matmul(step.settings, self._isa), reads["a"], reads["b"], out)
         elif step.kind == "attention":
             products = (_matmul(step.settings[name], self._isa) for name in ("scores", "weighted"))
-            program.attention(Attention(*products), reads["q"], reads["k"], reads["v"], out)
+            attention = Attention(*products, relative=step.settings["relative"])
+            program.attention(attention, reads["q"], reads["k"], reads["v"], out)
         else:
             _add_tensor_step(program, step, reads, out)
 

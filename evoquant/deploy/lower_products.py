@@ -16,6 +16,7 @@ from evoquant.deploy.recipe import View
 from evoquant.deploy.weights import StoredWeight
 from evoquant.deploy.workspace import strided
 from evoquant.evaluate.native_quantizer import activation_codes
+from evoquant.hardware.attention import FusedAttention
 from evoquant.hardware.code_tensors import reads_codes, writes_codes
 from evoquant.kernels.codes import Operand
 from evoquant.quant import QuantParams
@@ -178,9 +179,17 @@ def _fused_sum(lowering: Lowering, last: fx.Node, out: Layout) -> tuple[fx.Node,
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """The product of queries and keys, and its softmax, that the product with the values will compute."""
+    """The product of queries and keys, and its softmax, that the product with the values will compute.
+
+    Attributes:
+        node: The product.
+        attention: What it belongs to.
+        a: Queries.
+        b: Keys.
+    """
 
     node: fx.Node
+    attention: FusedAttention
     a: Layout
     b: Layout
 
@@ -191,8 +200,9 @@ def _matmul(lowering: Lowering, node: fx.Node, arguments: Arguments, _options: O
     if op is None:
         return NotImplemented
     a, b = arguments
-    if _waits(lowering, node):
-        return Scores(node, a, b)
+    attention = lowering.attentions.get(node.name)
+    if attention is not None and _is_one_kernel(lowering, attention):
+        return Scores(node, attention, a, b)
     if isinstance(a, Scores):
         return _attention(lowering, node, a, b)
     config = lowering.plan[op.name]
@@ -215,15 +225,13 @@ def _expanded(lowering: Lowering, node: fx.Node, *operands: Layout) -> Iterator[
     return (x.expand((*batch, *x.shape[-2:])) for x in operands)
 
 
-def _waits(lowering: Lowering, node: fx.Node) -> bool:
-    """Whether a product is the first of an attention that one kernel computes; the second writes the step."""
-    attention = lowering.attentions.get(node.name)
-    if attention is None:
-        return False
-    softmax = next(iter(node.users))
-    weighted = next(iter(softmax.users))
-    is_last_axis = softmax.args[1] in (-1, len(lowering.shape(node)) - 1)
-    return is_last_axis and _is_kernel(lowering, node) and _is_kernel(lowering, weighted)
+def _is_one_kernel(lowering: Lowering, attention: FusedAttention) -> bool:
+    """Whether one kernel computes an attention; the step is written by its second product."""
+    scores, softmax, weighted = (
+        lowering.node(name) for name in (attention.scores, attention.softmax, attention.weighted)
+    )
+    is_last_axis = softmax.args[1] in (-1, len(lowering.shape(scores)) - 1)
+    return is_last_axis and _is_kernel(lowering, scores) and _is_kernel(lowering, weighted)
 
 
 def _is_kernel(lowering: Lowering, node: fx.Node) -> bool:
@@ -238,13 +246,14 @@ def _attention(lowering: Lowering, node: fx.Node, scores: Scores, values: Layout
     """Write one attention."""
     q, k = _expanded(lowering, scores.node, scores.a, scores.b)
     (v,) = _expanded(lowering, node, values)
-    settings = {}
+    settings: dict[str, Any] = {"relative": bool(scores.attention.relative)}
     for name, product in (("scores", scores.node), ("weighted", node)):
         op = lowering.ops[product.name]
         config = lowering.plan[op.name]
         first, second = (_described(_params(lowering, op, index, config)) for index in (0, 1))
         settings[name] = {"op": op.name, "input": first, "second": second}
-    out = lowering.space.new(lowering.shape(node), order=_order(node, len(q.shape) - 2))
+    result = lowering.node(scores.attention.result)
+    out = lowering.space.new(lowering.shape(node), order=_order(result, len(q.shape) - 2))
     reads = {"q": _batched(lowering, node, q, "rows")}
     reads |= {name: _batched(lowering, node, x, "any") for name, x in (("k", k), ("v", v))}
     lowering.space.add("attention", node.name, reads, _batched(lowering, node, out, "rows"), settings)

@@ -35,6 +35,8 @@ def _activation(lowering: Lowering, node: fx.Node, arguments: Arguments, _option
 def _binary(lowering: Lowering, node: fx.Node, arguments: Arguments, options: Options) -> Any:  # noqa: ANN401
     a, b = arguments[:2]
     name = operator_name(node)
+    if isinstance(a, Scores) or isinstance(b, Scores):
+        return a  # the kernel of the attention divides and multiplies
     if len(arguments) > 2 or options:
         return NotImplemented
     if isinstance(a, Layout) and not isinstance(b, Layout):
@@ -125,6 +127,11 @@ def _softmax(lowering: Lowering, node: fx.Node, arguments: Arguments, _options: 
     rows = x.elements // columns
     lowering.space.add("softmax", node.name, {"x": _matrix(x, rows, columns)}, _matrix(out, rows, columns))
     return out
+
+
+@handles("amax")
+def _amax(_lowering: Lowering, _node: fx.Node, arguments: Arguments, _options: Options) -> Any:  # noqa: ANN401
+    return arguments[0] if isinstance(arguments[0], Scores) else NotImplemented
 
 
 @handles("layer_norm")

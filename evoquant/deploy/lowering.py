@@ -71,6 +71,7 @@ class Lowering:
         self.weights: dict[str, StoredWeight] = {}
         self.values: dict[fx.Node, Any] = {}
         self._fixed: dict[fx.Node, Tensor] = {}
+        self._nodes: dict[str, fx.Node] = {node.name: node for node in captured.program.graph.nodes}
 
     def lower(self) -> Recipe:
         """Write the recipe.
@@ -100,6 +101,10 @@ class Lowering:
         value = getattr(self.captured.program.get_submodule(owner), leaf)
         assert isinstance(value, Tensor), "a captured program stores tensors only"
         return value
+
+    def node(self, name: str) -> fx.Node:
+        """A node of the program."""
+        return self._nodes[name]
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """The shape of a node's result for one image."""

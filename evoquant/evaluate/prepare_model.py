@@ -25,6 +25,7 @@ from evoquant.calibrate.guard import GuardedStep, Losses, keep_what_helps
 from evoquant.calibrate.importance import Importance, position_importance
 from evoquant.calibrate.input_scaling import even_factors, fixed_depthwise_inputs, scale_inputs
 from evoquant.calibrate.moments import SplitMoments, collect_moments
+from evoquant.calibrate.relative_rows import softmax_products, with_relative_rows
 from evoquant.calibrate.rescale import rescale, rescaled_moments
 from evoquant.calibrate.rescale_choice import equal_ranges, families
 from evoquant.calibrate.rotate import rotate
@@ -40,7 +41,7 @@ from evoquant.space import uniform_plan
 from evoquant.space.presets import equal_steps_plan
 from evoquant.types import LayerQuantConfig, Op
 
-FORMAT_VERSION = 8
+FORMAT_VERSION = 9
 GUARD_BITS = ((6, 6), (4, 8), (4, 4))
 """Bits of weights and activations that the guard judges at."""
 SHARES = {"norms": (0.5, 0.5), "chains": (1.0, 0.0)}
@@ -79,7 +80,7 @@ def improve(
     *,
     known: Path | None = None,
 ) -> tuple[CapturedModel, PreparationReport]:
-    """Rotate and rescale channels wherever that helps.
+    """Rotate and rescale wherever that helps.
 
     Args:
         captured: The floating-point model; not changed.
@@ -174,6 +175,8 @@ class _Deciding:
         steps = [step for step in settings.rescaling if step in SHARES]
         if steps:
             now = self._rescaled(steps, now, images)
+        if "attention_rows" in settings.rescaling:
+            now = self._taken("attention_rows", softmax_products(now.captured), now, partial(_with_relative_rows, now))
         return now.captured
 
     def _rotated(self, now: _Changed, streams: Mapping[str, Stream], some: frozenset[str]) -> _Changed:
@@ -223,6 +226,10 @@ def _with_scaled_inputs(now: _Changed, factors: Mapping[str, Tensor], some: froz
             by_input = factor[:, None].expand(moments[name].fitted.mean.shape)
             moments[name] = moments[name].rescaled(by_input)
     return _Changed(scale_inputs(now.captured, chosen), moments)
+
+
+def _with_relative_rows(now: _Changed, some: frozenset[str]) -> _Changed:
+    return _Changed(with_relative_rows(now.captured, some), now.moments)
 
 
 def _rescalings(captured: CapturedModel, flow: ChannelFlow, images: Tensor) -> dict[str, dict[str, Tensor]]:

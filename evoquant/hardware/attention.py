@@ -17,11 +17,24 @@ class FusedAttention:
         scores: The product of queries and keys.
         softmax: Its softmax.
         weighted: The product of that and the values.
+        relative: Where rows of the softmax are taken in units of their greatest value: that value, the row in its
+            units, and the result of the product in its units. Empty where they are not.
     """
 
     scores: str
     softmax: str
     weighted: str
+    relative: tuple[str, ...] = ()
+
+    @property
+    def between(self) -> tuple[str, ...]:
+        """What is neither of the products."""
+        return (self.softmax, *self.relative)
+
+    @property
+    def result(self) -> str:
+        """What the kernel gives."""
+        return self.relative[-1] if self.relative else self.weighted
 
 
 def fused_attentions(graph: ModelGraph) -> tuple[FusedAttention, ...]:
@@ -35,18 +48,32 @@ def fused_attentions(graph: ModelGraph) -> tuple[FusedAttention, ...]:
         softmax = _only(graph.readers[op.node]) if op.role is Role.ATTENTION_QK else None
         if softmax is None or graph.node[softmax].kind not in _SOFTMAX:
             continue
-        weighted = _only(graph.readers[softmax])
-        if weighted is not None and _is_product(ops.get(weighted), graph.node[weighted].inputs, softmax):
-            found.append(FusedAttention(op.node, softmax, weighted))
+        relative = _relative(graph, softmax)
+        operand = relative[1] if relative else softmax
+        weighted = _only(graph.readers[operand])
+        if weighted is not None and _is_product(ops.get(weighted), graph.node[weighted].inputs, operand):
+            found.append(FusedAttention(op.node, softmax, weighted, relative))
     return tuple(found)
+
+
+def _relative(graph: ModelGraph, softmax: str) -> tuple[str, ...]:
+    """The nodes around a product that reads relative rows of a softmax; empty if there is no such."""
+    read_by = graph.readers[softmax]
+    top = read_by[0] if len(read_by) == 2 and graph.node[read_by[0]].kind == "amax" else None
+    if top is None or graph.node[read_by[1]].inputs != (softmax, top) or graph.node[read_by[1]].kind != "div":
+        return ()
+    product = _only(graph.readers[read_by[1]])
+    result = None if product is None else _only(graph.readers[product])
+    is_whole = result is not None and graph.node[result].kind == "mul" and graph.node[result].inputs == (product, top)
+    return (top, read_by[1], result) if result is not None and is_whole else ()
 
 
 def _only(names: tuple[str, ...]) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
-def _is_product(op: Op | None, inputs: tuple[str, ...], softmax: str) -> bool:
-    return op is not None and op.role is Role.ATTENTION_AV and inputs[:1] == (softmax,)
+def _is_product(op: Op | None, inputs: tuple[str, ...], operand: str) -> bool:
+    return op is not None and op.role is Role.ATTENTION_AV and inputs[:1] == (operand,)
 
 
 def product_and_function(kernel: str) -> tuple[str, str]:

@@ -222,7 +222,7 @@ def float_work(graph: ModelGraph, kernels: Kernels, fused: Collection[str]) -> F
     own = {op.node for op in graph.ops} | fused_nodes(graph, tuple(fused))
     applied = kernel_activations(graph, kernels)
     own |= {name for name, op_node in TensorTable(graph).fused.items() if op_node in applied}
-    own |= {attention.softmax for attention in fused_attentions(graph)}
+    own |= {name for attention in fused_attentions(graph) for name in attention.between}
     cases: list[Case] = []
     by_copy: list[str] = []
     for node in graph.nodes:

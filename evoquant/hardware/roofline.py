@@ -166,7 +166,7 @@ class Roofline:
         if self.device.activations == "codes":
             return set()
         matmuls = {op.node for op in tensors.graph.ops if op.kind is OpKind.MATMUL}
-        inside = {attention.softmax for attention in fused_attentions(tensors.graph)}
+        inside = {name for attention in fused_attentions(tensors.graph) for name in attention.between}
         return inside | {name for name, op_node in tensors.fused.items() if op_node not in matmuls}
 
     def _applied_ms(self, node: Node) -> float:

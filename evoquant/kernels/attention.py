@@ -24,20 +24,25 @@ class Part(IntEnum):
 class Attention:
     """``weighted(softmax(scores(q, k)), v)``, bit for bit, without the scores in memory.
 
+    Where rows are relative, the second product takes each row of the softmax in units of its greatest value, and its
+    results are multiplied by that value: the same in real numbers, but every row reaches the greatest code.
+
     Args:
         scores: The product of queries and keys.
         weighted: The product of the softmax and the values.
+        relative: Whether rows are relative.
 
     Raises:
         KernelError: If both products are not of one instruction set.
     """
 
-    __slots__ = ("_isa", "_scores", "_weighted", "isa")
+    __slots__ = ("_isa", "_scores", "_weighted", "isa", "relative")
 
-    def __init__(self, scores: Matmul, weighted: Matmul) -> None:
+    def __init__(self, scores: Matmul, weighted: Matmul, *, relative: bool = False) -> None:
         if scores.isa != weighted.isa:
             raise KernelError(f"attention: expected one instruction set, but got {scores.isa} and {weighted.isa}.")
         self.isa = scores.isa
+        self.relative = relative
         self._isa = scores._isa
         self._scores, self._weighted = _native(scores), _native(weighted)
 
@@ -74,7 +79,8 @@ class Attention:
         self, q: FloatArray, k: FloatArray, v: FloatArray, out: FloatArray, repeats: int, *, part: Part = Part.WHOLE
     ) -> float:
         """The time of so many calls, without the interpreter; what is in ``out`` after a part is void."""
-        return float(native().attention(self._isa, q, k, v, self._scores, self._weighted, out, repeats, int(part)))
+        products = (self._scores, self._weighted, self.relative)
+        return float(native().attention(self._isa, q, k, v, *products, out, repeats, int(part)))
 
 
 def _native(product: Matmul) -> Any:  # noqa: ANN401 - a type of the native module

@@ -66,7 +66,7 @@ class Program:
 
     def attention(self, attention: Attention, q: FloatArray, k: FloatArray, v: FloatArray, out: FloatArray) -> None:
         """``attention(q, k, v)`` into ``out``; see ``Attention``."""
-        self._add("attention", attention._isa, q, k, v, attention._scores, attention._weighted, out)
+        self._add("attention", attention._isa, q, k, v, attention._scores, attention._weighted, attention.relative, out)
 
     def activate(self, kind: str, x: FloatArray, out: FloatArray) -> None:
         """An activation function of each value; ``identity`` copies."""

@@ -1,5 +1,6 @@
 // Attention of one image: softmax(q . k) . v, row block by row block, so that neither the scores nor their softmax ever
-// fills more than a part of the first cache. Every number is that of the two products and the softmax apart.
+// fills more than a part of the first cache. Every number is that of the two products and the softmax apart. Where rows
+// are relative, the weights of the values are exponentials, at most 1, and their sum divides what they give.
 #include <algorithm>
 
 #include "matmul.h"
@@ -23,21 +24,23 @@ struct Memory {
   char* rows;      // of the first product, as codes
   char* weights;   // of the second
   float* scores;
+  float* inverse_sums;  // of rows of exponentials
 };
 
 Memory memory_for(const Product& scores, const Product& weighted, int rows) {
   const auto whole = [](size_t bytes) { return round_up(bytes + 256, (size_t)64); };
   const size_t sizes[] = {whole(second_bytes(scores)), whole(second_bytes(weighted)), whole(scores.row_bytes() * (size_t)rows),
-                          whole(weighted.row_bytes() * (size_t)rows), whole((size_t)rows * scores.s.n * 4)};
+                          whole(weighted.row_bytes() * (size_t)rows), whole((size_t)rows * scores.s.n * 4), (size_t)rows * 4};
   size_t total = 0;
   for (const size_t size : sizes) total += size;
   char* at = static_cast<char*>(scratch(Slot::kAttention, total));
-  char* found[5];
-  for (int i = 0; i < 5; ++i) {
+  char* found[6];
+  for (int i = 0; i < 6; ++i) {
     found[i] = at;
     at += sizes[i];
   }
-  return {found[0], found[1], found[2], found[3], reinterpret_cast<float*>(found[4])};
+  return {found[0], found[1], found[2], found[3], reinterpret_cast<float*>(found[4]),
+          reinterpret_cast<float*>(found[5])};
 }
 
 // Rows of a first operand in the form that the product takes: codes in `memory`, or the real values where they are.
@@ -51,6 +54,7 @@ const char* first_operand(const Product& p, const float* x, ptrdiff_t row, int r
 struct Call {
   const Product& scores;
   const Product& weighted;
+  bool relative;
   int part;
 };
 
@@ -61,11 +65,16 @@ void attend(const Call& call, const Second& keys, const Second& values, const fl
   if (call.part != EQ_ATTENTION_WEIGHTED) {
     const char* first = first_operand(scores, q, scores.s.a_row, rows, memory.rows, &pitch);
     multiply_rows(scores, keys, first, pitch, rows, memory.scores, n);
-    scores.isa.softmax(memory.scores, (size_t)rows, n, memory.scores);
+    if (call.relative)
+      scores.isa.exponentials(memory.scores, (size_t)rows, n, memory.scores, memory.inverse_sums);
+    else
+      scores.isa.softmax(memory.scores, (size_t)rows, n, memory.scores);
   }
   if (call.part == EQ_ATTENTION_SCORES) return;
   const char* first = first_operand(weighted, memory.scores, n, rows, memory.weights, &pitch);
   multiply_rows(weighted, values, first, pitch, rows, out, weighted.s.out_row);
+  for (int r = 0; call.relative && r < rows; ++r, out += weighted.s.out_row)
+    for (int j = 0; j < weighted.s.n; ++j) out[j] *= memory.inverse_sums[r];
 }
 
 }  // namespace
@@ -74,7 +83,7 @@ void attend(const Call& call, const Second& keys, const Second& values, const fl
 using namespace eq;
 
 extern "C" int eq_attention_f32(int isa, const eq_product* scores, const eq_product* weighted, const float* q, const float* k,
-                                const float* v, float* out, int part) {
+                                const float* v, int relative, float* out, int part) {
   const Isa* found = find_isa(isa);
   if (!found) return -1;
   const eq_matmul_shape &s = scores->shape, &w = weighted->shape;
@@ -93,14 +102,16 @@ extern "C" int eq_attention_f32(int isa, const eq_product* scores, const eq_prod
     Second keys{}, values{};
     if (part != EQ_ATTENTION_WEIGHTED)
       keys = pack_second(*qk, k + outer * s.b_outer + inner * s.b_inner, scale_of(first, inner), memory.keys);
-    else
+    else {
       std::fill_n(memory.scores, (size_t)block * s.n, 1.0f / (float)s.n);
+      std::fill_n(memory.inverse_sums, block, 1.0f);
+    }
     if (part != EQ_ATTENTION_SCORES)
       values = pack_second(*av, v + outer * w.b_outer + inner * w.b_inner, scale_of(second, inner), memory.values);
     const float* rows = q + outer * s.a_outer + inner * s.a_inner;
     float* target = out + outer * w.out_outer + inner * w.out_inner;
     for (int at = blocks * share / shares * block; at < std::min(blocks * (share + 1) / shares * block, s.m); at += block)
-      attend({*qk, *av, part}, keys, values, rows + at * s.a_row, std::min(block, s.m - at), memory, target + at * w.out_row);
+      attend({*qk, *av, relative != 0, part}, keys, values, rows + at * s.a_row, std::min(block, s.m - at), memory, target + at * w.out_row);
   });
   return 0;
 }

@@ -270,12 +270,13 @@ struct Attention {
   int isa;
   Strided<const float, 4> q, k, v;
   AttentionProduct scores, weighted;
+  bool relative;
   Strided<float, 4> out;
   eq_product first, second;
 
   Attention(int isa_id, Strided<const float, 4> queries, Strided<const float, 4> keys, Strided<const float, 4> values,
-            const AttentionProduct& of_scores, const AttentionProduct& of_weighted, Strided<float, 4> target)
-      : isa(isa_id), q(queries), k(keys), v(values), scores(of_scores), weighted(of_weighted), out(target) {
+            const AttentionProduct& of_scores, const AttentionProduct& of_weighted, bool is_relative, Strided<float, 4> target)
+      : isa(isa_id), q(queries), k(keys), v(values), scores(of_scores), weighted(of_weighted), relative(is_relative), out(target) {
     eq_matmul_shape qk = second_shape(q.shape(2), k), av = second_shape(q.shape(2), v);
     set_first(qk, q);
     set_out(av, out);
@@ -284,7 +285,7 @@ struct Attention {
     second = weighted.with(av);
   }
   int run(int part = EQ_ATTENTION_WHOLE) const {
-    return eq_attention_f32(isa, &first, &second, q.data(), k.data(), v.data(), out.data(), part);
+    return eq_attention_f32(isa, &first, &second, q.data(), k.data(), v.data(), relative, out.data(), part);
   }
 };
 
@@ -398,11 +399,12 @@ void bind_attention(nb::module_& m) {
                           int b_q_max, float factor) { new (p) AttentionProduct{quantizer, b_scales, b_q_max, factor}; },
            nb::arg("quantizer").none(), nb::arg("b_scales").none(), nb::arg("b_q_max"), nb::arg("factor"));
   m.def("attention", [](int isa, Strided<const float, 4> q, Strided<const float, 4> k, Strided<const float, 4> v,
-                        const AttentionProduct& scores, const AttentionProduct& weighted, Strided<float, 4> out, int repeats, int part) {
-    const Attention attention(isa, q, k, v, scores, weighted, out);
+                        const AttentionProduct& scores, const AttentionProduct& weighted, bool relative, Strided<float, 4> out,
+                        int repeats, int part) {
+    const Attention attention(isa, q, k, v, scores, weighted, relative, out);
     return timed(repeats, [&] { return attention.run(part); });
-  }, nb::arg("isa"), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("scores"), nb::arg("weighted"), nb::arg("out"),
-     nb::arg("repeats") = 1, nb::arg("part") = (int)EQ_ATTENTION_WHOLE);
+  }, nb::arg("isa"), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("scores"), nb::arg("weighted"), nb::arg("relative"),
+     nb::arg("out"), nb::arg("repeats") = 1, nb::arg("part") = (int)EQ_ATTENTION_WHOLE);
 }
 
 void bind_codes(nb::module_& m) {

@@ -135,6 +135,7 @@ struct Isa {
   void (*mul)(const float*, const float*, size_t, float*);
   void (*scale_rows)(const float*, size_t, int, const float*, const float*, float*);
   void (*softmax)(const float*, size_t, int, float*);
+  void (*exponentials)(const float*, size_t rows, int columns, float* out, float* inverse_sums);
   void (*layer_norm)(const float*, size_t, int, const float*, const float*, float, float*);
   void (*group_norm)(const float*, size_t, int, int, const float*, const float*, float, float*);
   void (*mean_rows)(const float*, int, int, float*);

@@ -89,9 +89,9 @@ void bind_program_products(nb::class_<Program>& program) {
       }, nb::arg("isa"), nb::arg("a"), nb::arg("b"), nb::arg("quantizer").none(), nb::arg("b_scales").none(),
          nb::arg("b_q_max"), nb::arg("factor"), nb::arg("out"))
       .def("attention", [](Program& p, int isa, Strided<const float, 4> q, Strided<const float, 4> k, Strided<const float, 4> v,
-                           const AttentionProduct& scores, const AttentionProduct& weighted, Strided<float, 4> out) {
-        p.steps.push_back([attention = Attention(isa, q, k, v, scores, weighted, out)] { return attention.run(); });
-      }, nb::arg("isa"), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("scores"), nb::arg("weighted"), nb::arg("out"));
+                           const AttentionProduct& scores, const AttentionProduct& weighted, bool relative, Strided<float, 4> out) {
+        p.steps.push_back([attention = Attention(isa, q, k, v, scores, weighted, relative, out)] { return attention.run(); });
+      }, nb::arg("isa"), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("scores"), nb::arg("weighted"), nb::arg("relative"), nb::arg("out"));
 }
 
 void bind_program_tensors(nb::class_<Program>& program) {

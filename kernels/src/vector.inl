@@ -629,7 +629,8 @@ float row_top(const float* x, int columns) {
   return top;
 }
 
-void softmax_row(const float* x, int columns, float* out) {
+// Exponentials of a row less its greatest value, so that the greatest is 1; returns the inverse of their sum.
+float exponentials_row(const float* x, int columns, float* out) {
   const float top = row_top(x, columns);
   vf sums = vf{};
   int i = 0;
@@ -643,12 +644,18 @@ void softmax_row(const float* x, int columns, float* out) {
     vstore_part(out + i, vexp(vload_part(x + i, columns - i) - top), columns - i);
     for (; i < columns; ++i) sum += out[i];
   }
-  const float inverse = 1.0f / sum;
-  for (i = 0; i < columns; ++i) out[i] *= inverse;
+  return 1.0f / sum;
+}
+
+void exponentials(const float* x, size_t rows, int columns, float* out, float* inverse_sums) {
+  for (size_t r = 0; r < rows; ++r) inverse_sums[r] = exponentials_row(x + r * columns, columns, out + r * columns);
 }
 
 void softmax(const float* x, size_t rows, int columns, float* out) {
-  for (size_t r = 0; r < rows; ++r) softmax_row(x + r * columns, columns, out + r * columns);
+  for (size_t r = 0; r < rows; ++r, x += columns, out += columns) {
+    const float inverse = exponentials_row(x, columns, out);
+    for (int i = 0; i < columns; ++i) out[i] *= inverse;
+  }
 }
 
 float total(const float* x, int count) {
@@ -769,6 +776,7 @@ Isa base_isa() {
   isa.mul = mul;
   isa.scale_rows = scale_rows;
   isa.softmax = softmax;
+  isa.exponentials = exponentials;
   isa.layer_norm = layer_norm;
   isa.group_norm = group_norm;
   isa.mean_rows = mean_rows;

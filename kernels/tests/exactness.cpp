@@ -277,7 +277,7 @@ void test_attention(int isa, int m, int n, int k, int d, int width) {
   eq_matmul_f32(isa, &weighted, between_products.data(), v.data(), quantized ? &of_weights : nullptr, &b_scale, 1, b_top, 1.0f, expected.data());
   char what[160];
   std::snprintf(what, sizeof what, "attention %s m=%d n=%d k=%d d=%d bits=%d", eq_isa_name(isa), m, n, k, d, width);
-  expect(eq_attention_f32(isa, &first, &second, q.data(), keys.data(), v.data(), out.data(), EQ_ATTENTION_WHOLE) == 0, what);
+  expect(eq_attention_f32(isa, &first, &second, q.data(), keys.data(), v.data(), 0, out.data(), EQ_ATTENTION_WHOLE) == 0, what);
   expect(std::memcmp(out.data(), expected.data(), expected.size() * 4) == 0 && out.intact(), what);
 }
 

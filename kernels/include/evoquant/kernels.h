@@ -154,10 +154,12 @@ typedef struct {
 
 /* out = softmax(q . k) . v for a batch of heads, without the scores in memory; the numbers are those of eq_matmul_f32,
  * eq_softmax and eq_matmul_f32. Strides: q is a and k is b of `scores`, v is b and out is out of `weighted`.
+ * With `relative` the second product takes each row of the softmax in units of its greatest value: exp(s - max), which is
+ * 1 somewhere in every row, and its results are divided by the sum of the row. The same in real numbers, other codes.
  * To time them apart, `part` leaves out what follows the softmax, or all up to it; what is computed is then void. */
 enum { EQ_ATTENTION_WHOLE = 0, EQ_ATTENTION_SCORES = 1, EQ_ATTENTION_WEIGHTED = 2 };
 int eq_attention_f32(int isa, const eq_product* scores, const eq_product* weighted, const float* q, const float* k,
-                     const float* v, float* out, int part);
+                     const float* v, int relative, float* out, int part);
 
 /* Tensors. */
 int eq_quantize_u8(int isa, const float* x, size_t count, const eq_quantizer* quantizer, uint8_t* out);

@@ -61,11 +61,11 @@ class Hybrid(nn.Module):
 class Prepared:
     """A captured model with its operands and images."""
 
-    def __init__(self, model: nn.Module, image: tuple[int, ...] = IMAGE, count: int = 24) -> None:
+    def __init__(self, model: nn.Module, image: tuple[int, ...] = IMAGE, count: int = 24, captured=None) -> None:
         generator = torch.Generator().manual_seed(11)
         self.model = model.eval()
         self.images = torch.randn(count, *image, generator=generator)
-        self.captured = capture(self.model, image, name=type(model).__name__)
+        self.captured = captured or capture(self.model, image, name=type(model).__name__)
         names = sorted({name for op in self.captured.graph.ops for name in op.inputs})
         statistics = collect(self.captured.program, names, iter([self.images]))
         self.operands = OperandCache(self.captured, statistics)

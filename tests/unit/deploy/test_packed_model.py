@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from evoquant.calibrate.relative_rows import softmax_products, with_relative_rows
 from evoquant.deploy import compare_packed
 from evoquant.errors import GraphError, KernelError, ModelError, PrecisionError
 from evoquant.evaluate import LabelledImages
@@ -74,6 +75,20 @@ def test_an_attention_as_one_kernel_changes_no_bit(hybrid, monkeypatch):
     apart = hybrid.pack(plan)
     assert not any(step.kind == "attention" for step in apart.recipe.steps)
     np.testing.assert_array_equal(fused(hybrid.images), apart(hybrid.images))
+
+
+@pytest.mark.parametrize("is_fused", [True, False])
+@pytest.mark.parametrize("precision", [{}, {"weight_bits": 4, "activation_bits": 4}])
+def test_an_attention_with_relative_rows(hybrid, prepare_small, monkeypatch, is_fused, precision):
+    captured = with_relative_rows(hybrid.captured, softmax_products(hybrid.captured))
+    relative = prepare_small(hybrid.model, captured=captured)
+    if not is_fused:
+        monkeypatch.setattr("evoquant.deploy.lowering.fused_attentions", lambda _graph: ())
+    plan = relative.plan(**precision)
+    model = relative.pack(plan)
+    assert [step.settings["relative"] for step in model.recipe.steps if step.kind == "attention"] == [True] * is_fused
+    assert judged(relative, plan, model)["passed"]
+    assert not torch.equal(model(hybrid.images), hybrid.pack(plan)(hybrid.images))
 
 
 def test_scales_per_group_of_channels(hybrid):

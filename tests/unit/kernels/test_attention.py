@@ -77,3 +77,26 @@ def test_what_does_not_fit_is_refused():
 def test_its_parts_are_timed(op):
     run = workload(KernelCase(op, (2, 9, 8, 4, 1), "w8a8"), np.random.default_rng(0))
     assert run(2) > 0
+
+
+@pytest.mark.parametrize("isa", info().supported)
+@pytest.mark.parametrize("codes", SOFTMAX_CODES)
+def test_relative_rows_are_exponentials_whose_sum_divides_the_result(isa, codes):
+    rng = np.random.default_rng(3)
+    scores = Matmul(ActivationCodes.uniform(0.03, 128), b_scale=0.02, isa=isa)
+    weighted = Matmul(SOFTMAX_CODES[codes], b_scale=[0.02, 0.021, 0.03], isa=isa)
+    q, keys, v = operands(rng)
+    found = scores(q, keys)
+    exponentials = np.exp(found - found.max(-1, keepdims=True))
+    expected = weighted(exponentials, v) / exponentials.sum(-1, keepdims=True)
+    given = Attention(scores, weighted, relative=True)(q, keys, v)
+    # A rounding of the exponential may move a weight across the middle between two codes.
+    np.testing.assert_allclose(given, expected, rtol=1e-4, atol=0.03)
+    assert np.isclose(given, expected, rtol=1e-4, atol=1e-5).mean() > 0.9
+
+
+def test_relative_rows_that_stay_real_change_nothing():
+    q, keys, v = operands(np.random.default_rng(4), m=33, n=301)
+    plain, relative = (Attention(Matmul(), Matmul(), relative=is_relative)(q, keys, v) for is_relative in (False, True))
+    np.testing.assert_allclose(relative, plain, rtol=1e-5, atol=1e-6)
+    assert not np.array_equal(relative, plain)
