@@ -21,11 +21,12 @@ class PreparationSpec(BaseModel):
             ``rotations``: the channels of a residual stream, or of another set that only linear operations and whole
             norms meet, are mixed by a random rotation, which makes them alike and their values bell-shaped.
             ``depthwise``: channels are multiplied to one range in front of a depthwise convolution whose input cannot
-            be rescaled at its source (behind SiLU, or a clip at 6), which adds one elementwise operation each. These
-            two come first, wherever they stand. ``norms``: the affine part of a norm brings the channels of the
-            activations and the columns of the weights behind it nearer to one range, both alike. ``chains``: one range
-            of the activations, for channels that run from product to product through sums and rectifiers
-            (cross-layer equalization); it has helped no model that it was tried on, and is left out by default.
+            be rescaled at its source (behind SiLU, or a clip at 6): one elementwise operation more, or none where the
+            kernel in front of it applies the factors, as evoquant's own do. These two come first, wherever they stand.
+            ``norms``: the affine part of a norm brings the channels of the activations and the columns of the weights
+            behind it nearer to one range, both alike. ``chains``: one range of the activations, for channels that run
+            from product to product through sums and rectifiers (cross-layer equalization); it has helped no model that
+            it was tried on, and is left out by default.
             ``attention_rows``: the weights that an attention gives to values are quantized in units of the greatest of
             their row, and what they give is multiplied by it; this comes last, wherever it stands.
         guard_share: The guard judges on one of so many calibration images and never shows them to the steps.

@@ -93,7 +93,7 @@ class Executor:
             program.matmul(_matmul(step.settings, self._isa), reads["a"], reads["b"], out)
         elif step.kind == "attention":
             products = (_matmul(step.settings[name], self._isa) for name in ("scores", "weighted"))
-            attention = Attention(*products, relative=step.settings["relative"])
+            attention = Attention(*products, relative=step.settings.get("relative", False))
             program.attention(attention, reads["q"], reads["k"], reads["v"], out)
         else:
             _add_tensor_step(program, step, reads, out)
@@ -104,6 +104,7 @@ class Executor:
         params = quant_params(settings["input"])
         codes = None if params is None else activation_codes(params)
         weights, _ = self._recipe.weights[op].for_kernel(self._constants.get(f"{op}.bias"), codes)
+        weights = replace(weights, gains=self._constants.get(f"{op}.gains"))
         activation, residual = settings["activation"], reads.get("residual")
         result = quant_params(settings.get("result"))
         to = None if result is None else activation_codes(result)

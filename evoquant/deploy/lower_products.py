@@ -65,7 +65,9 @@ def _product(lowering: Lowering, node: fx.Node, op: Op, kind: str, x: View, out:
     settings: dict[str, Any] = {"op": op.name, "activation": "identity", "input": _described(params)}
     if op.geometry is not None:
         settings["geometry"] = {name: getattr(op.geometry, name) for name in op.geometry.__slots__}
-    last = _fused_activation(lowering, node, settings)
+    activated = _fused_activation(lowering, node, settings)
+    last = activated if kind == "depthwise" else _fused_gains(lowering, op, activated)
+    lowering.values[activated] = out
     sum_node, residual = _fused_sum(lowering, last, out)
     reads = {"x": x}
     if residual is not None:
@@ -159,6 +161,19 @@ def _fused_activation(lowering: Lowering, node: fx.Node, settings: dict[str, Any
     if user is None or kind is None:
         return node
     settings["activation"] = kind
+    return user
+
+
+def _fused_gains(lowering: Lowering, op: Op, last: fx.Node) -> fx.Node:
+    """The node behind ``last`` that multiplies each channel by a stored number, if there is one: the kernel does it."""
+    user = next((user for user in last.users if user.name == lowering.gains.get(op.node)), None)
+    stored = None if user is None else next((value for value in user.args if value is not last), None)
+    if user is None or not isinstance(stored, fx.Node) or stored.op != "get_attr":
+        return last
+    factors = lowering.attribute(stored)
+    if factors.shape != (1, op.weight_shape[0], 1, 1):
+        return last
+    lowering.space.constant(f"{op.name}.gains", factors)
     return user
 
 

@@ -53,6 +53,7 @@ class Lowering:
         plan: Precision of every operation.
         ops: Operations by the name of their node.
         activations: Activation functions that belong to an operation: by its node, the node of the function.
+        gains: Factors of channels that belong to an operation: by its node, that of the product with them.
         attentions: Attentions that are one kernel, by the node of their scores.
         code_readers: Products that alone read the result of another, by the node of that.
         weights: Stored weights so far.
@@ -65,7 +66,9 @@ class Lowering:
         self.operands = operands
         self.plan = plan
         self.ops: dict[str, Op] = {op.node: op for op in captured.graph.ops}
-        self.activations = {op_node: name for name, op_node in TensorTable(captured.graph).fused.items()}
+        tensors = TensorTable(captured.graph)
+        self.activations = {op_node: name for name, op_node in tensors.fused.items()}
+        self.gains = {op_node: name for name, op_node in tensors.gains.items()}
         self.attentions = {attention.scores: attention for attention in fused_attentions(captured.graph)}
         self.code_readers = code_edges(captured.graph)
         self.weights: dict[str, StoredWeight] = {}
@@ -198,11 +201,11 @@ class Lowering:
         )  # fmt: skip
 
     def _used_constants(self) -> dict[str, Tensor]:
-        """Biases, and the stored tensors that steps read."""
+        """Biases and factors of operations, and the stored tensors that steps read."""
         space = self.space
         read = {space.buffers[view.buffer].constant for step in space.steps for view in step.reads.values()}
-        biases = {f"{op}.bias" for op in self.weights}
-        return {name: tensor for name, tensor in space.constants.items() if name in read or name in biases}
+        own = {f"{op}.{name}" for op in self.weights for name in ("bias", "gains")}
+        return {name: tensor for name, tensor in space.constants.items() if name in read or name in own}
 
     def _provenance(self) -> dict[str, Any]:
         return {

@@ -11,15 +11,15 @@ _BYTE_SCHEMES = (QuantizationScheme.UNIFORM, QuantizationScheme.POWER_OF_TWO, Qu
 
 
 def code_edges(graph: ModelGraph) -> dict[str, Op]:
-    """By the node of a product, the product that alone reads its result, after the activation function if there is one.
+    """By the node of a product, the product that alone reads its result, after whatever its kernel applies to it.
 
     Both are convolutions or both linear layers, so that the second finds the values where it wants them.
     """
     ops = {op.node: op for op in graph.ops}
-    functions = {op_node: name for name, op_node in TensorTable(graph).fused.items()}
+    results = TensorTable(graph).results
     found: dict[str, Op] = {}
     for op in graph.ops:
-        read_by = graph.readers[functions.get(op.node, op.node)]
+        read_by = graph.readers[results[op.node]]
         reader = ops.get(read_by[0]) if len(read_by) == 1 else None
         if op.kind is not OpKind.MATMUL and reader is not None and reader.kind is op.kind:
             found[op.node] = reader

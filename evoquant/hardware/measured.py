@@ -221,7 +221,9 @@ def float_work(graph: ModelGraph, kernels: Kernels, fused: Collection[str]) -> F
     """The cases of everything that is neither an operation, nor a view, nor fused into the kernel before it."""
     own = {op.node for op in graph.ops} | fused_nodes(graph, tuple(fused))
     applied = kernel_activations(graph, kernels)
-    own |= {name for name, op_node in TensorTable(graph).fused.items() if op_node in applied}
+    tensors = TensorTable(graph)
+    own |= {name for name, op_node in tensors.fused.items() if op_node in applied}
+    own |= {name for name in tensors.gains if graph.node[name].inputs[0] in own}
     own |= {name for attention in fused_attentions(graph) for name in attention.between}
     cases: list[Case] = []
     by_copy: list[str] = []

@@ -167,7 +167,7 @@ class Roofline:
             return set()
         matmuls = {op.node for op in tensors.graph.ops if op.kind is OpKind.MATMUL}
         inside = {name for attention in fused_attentions(tensors.graph) for name in attention.between}
-        return inside | {name for name, op_node in tensors.fused.items() if op_node not in matmuls}
+        return inside | set(tensors.gains) | {name for name, op_node in tensors.fused.items() if op_node not in matmuls}
 
     def _applied_ms(self, node: Node) -> float:
         return node.elements / (self._float_rate() * _GIGA) * _MS_PER_S

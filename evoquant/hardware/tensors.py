@@ -6,6 +6,7 @@ The rules, of which peak memory, moved bytes and conversions are consequences:
 * A tensor that only quantized operations read is stored at the widest of their activation widths, rounded up to whole
   bytes. Any other reader, and the caller who gets the result, wants floating point: 4 bytes.
 * An activation function alone on the result of an operation is part of its kernel: the tensor between is not stored.
+* So are factors of channels in front of a depthwise convolution, behind another operation or its activation function.
 * An elementwise operation writes over an input of as many values that nothing reads afterwards, except over the image.
 * Scratch memory of kernels is not counted.
 """
@@ -18,7 +19,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from evoquant.types.graph import ModelGraph, Node
+from evoquant.types.graph import ModelGraph, Node, Role
 from evoquant.types.precision import FLOAT_BITS
 
 FLOAT_BYTES = 4
@@ -72,7 +73,16 @@ class TensorTable:
     def __init__(self, graph: ModelGraph) -> None:
         self.graph = graph
         self.fused = _fused_nodes(graph)
-        self.tensors = _tensors(graph, self.fused)
+        self.gains = _gain_nodes(graph, self.fused)
+        self.tensors = _tensors(graph, {**self.fused, **self.gains})
+
+    @cached_property
+    def results(self) -> dict[str, str]:
+        """By the node of an operation, the node whose values its kernel writes."""
+        own = {op.node: op.node for op in self.graph.ops}
+        for parts in (self.fused, self.gains):
+            own |= {op_node: name for name, op_node in parts.items()}
+        return own
 
     def element_bytes(
         self, activation_bits: npt.NDArray[np.int64], *, float_bytes: int = FLOAT_BYTES
@@ -148,13 +158,29 @@ def _fused_nodes(graph: ModelGraph) -> dict[str, str]:
     }
 
 
+def _gain_nodes(graph: ModelGraph, fused: dict[str, str]) -> dict[str, str]:
+    """Products with stored numbers that the kernel before them applies: their names, and those of its nodes."""
+    ops = {op.node: op for op in graph.ops}
+    found: dict[str, str] = {}
+    for op in graph.ops:
+        node = graph.node[op.inputs[0]]
+        if op.role is not Role.DEPTHWISE or node.kind != "mul" or len(node.inputs) != 1:
+            continue
+        source = node.inputs[0]
+        producer = ops.get(fused.get(source, source))
+        is_alone = graph.readers[source] == (node.name,) and graph.readers[node.name] == (op.node,)
+        if is_alone and producer is not None and producer.role is not Role.DEPTHWISE and graph.output != source:
+            found[node.name] = producer.node
+    return found
+
+
 def _tensors(graph: ModelGraph, fused: dict[str, str]) -> tuple[Tensor, ...]:
     position = {node.name: index for index, node in enumerate(graph.nodes)}
     op_index = {op.node: index for index, op in enumerate(graph.ops)}
     root: dict[str, str] = {}
     for node in graph.nodes:
         root[node.name] = root[node.inputs[0]] if node.is_view and node.inputs else node.name
-    replaced = set(fused.values())
+    replaced = {graph.node[name].inputs[0] for name in fused}
     stored = [node for node in graph.nodes if root[node.name] == node.name and node.name not in replaced]
     op_readers: dict[str, list[int]] = {node.name: [] for node in graph.nodes}
     float_readers = dict.fromkeys(op_readers, 0)

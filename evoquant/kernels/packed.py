@@ -33,6 +33,7 @@ class Weights:
             (n, in_channels / group_size). None for real values.
         bias: (n,) or None.
         group_size: Input channels per scale, None for one scale per output channel.
+        gains: Factors of what the activation function gives, (n,), or None; not for depthwise convolutions.
     """
 
     values: NDArray[np.int8] | FloatArray
@@ -41,6 +42,7 @@ class Weights:
     scales: FloatArray | None = None
     bias: FloatArray | None = None
     group_size: int | None = None
+    gains: FloatArray | None = None
 
     @property
     def is_float(self) -> bool:
@@ -71,6 +73,8 @@ class _Handle(Protocol):
     def conv(self, *operands: object) -> float: ...
 
     def run(self, *operands: object) -> float: ...
+
+    def set_gains(self, gains: FloatArray) -> None: ...
 
 
 class _Spec(Protocol):
@@ -128,7 +132,7 @@ def _run(
 
 
 class PackedGemm(_Packed):
-    """``activation(x @ weight.T + bias) + residual``; see ``pack_gemm``."""
+    """``gains * activation(x @ weight.T + bias) + residual``; see ``pack_gemm``."""
 
     __slots__ = ()
 
@@ -315,8 +319,8 @@ def pack_depthwise(
             f"pack_depthwise: expected weights (channels, 1, kernel_h, kernel_w) in as many groups, "
             f"but got {described(weights.values)} in {geometry.groups} groups."
         )
-    if weights.group_size is not None:
-        raise KernelError("pack_depthwise: a depthwise convolution has one scale per channel, not per group.")
+    if weights.group_size is not None or weights.gains is not None:
+        raise KernelError("pack_depthwise: a depthwise convolution has one scale per channel, and no gains.")
     values = np.ascontiguousarray(weights.values[:, 0].transpose(1, 2, 0))
     number = isa_number(isa)
     spec = _spec(weights, codes, geometry, channels, channels)
@@ -338,7 +342,11 @@ def _contraction(
 ) -> tuple[_Handle, int]:
     number = isa_number(isa)
     spec = _spec(weights, codes, geometry, values.shape[0], values.shape[3] * geometry.groups)
-    return _made(native().Contraction, number, spec, weights, values), number
+    handle = _made(native().Contraction, number, spec, weights, values)
+    if weights.gains is not None:
+        check_array("weights", "gains", weights.gains, np.float32, (values.shape[0],))
+        handle.set_gains(weights.gains)
+    return handle, number
 
 
 def _spec(

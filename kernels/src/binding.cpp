@@ -138,6 +138,10 @@ struct Contraction {
                                 data_or_null(bias)));
   }
   Contraction(const Contraction&) = delete;
+  void set_gains(Flat<const float> gains) {
+    require(gains.size() == (size_t)spec.out_channels, "gains do not fit the output channels");
+    eq_contraction_set_gains(handle, gains.data());
+  }
   ~Contraction() { eq_contraction_destroy(handle); }
 
   double gemm(Source<2> x, const std::optional<eq_quantizer>& q, int activation, std::optional<Dense<const float, 2>> residual,
@@ -371,6 +375,7 @@ void bind_handles(nb::module_& m) {
                     std::optional<Flat<const float>>>(),
            nb::arg("isa"), nb::arg("spec"), nb::arg("codes").none(), nb::arg("weights").none(),
            nb::arg("scales").none(), nb::arg("bias").none())
+      .def("set_gains", &Contraction::set_gains, nb::arg("gains"))
       .def("gemm", &Contraction::gemm, nb::arg("x"), nb::arg("quantizer").none(), nb::arg("activation"),
            nb::arg("residual").none(), nb::arg("out"), nb::arg("repeats") = 1, nb::arg("to") = nb::none())
       .def("gemm_s32", &Contraction::gemm_s32, nb::arg("codes"), nb::arg("m"), nb::arg("out"), nb::arg("repeats") = 1)

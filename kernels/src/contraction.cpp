@@ -486,6 +486,7 @@ void finish_tile(const Job& job, const void* tile, int panels, int row, int rows
                  c.bias.as<float>() + (size_t)job.group * c.columns_padded + column, job.activation, q == 0,
                  q == c.scale_groups - 1, job.residual ? job.residual + place : nullptr, job.out + place, ldo};
   if (job.out_codes) e.codes = job.out_codes + place, e.to = &job.to;
+  if (c.gains.size()) e.gains = c.gains.as<float>() + (size_t)job.group * c.columns_padded + column;
   (c.is_float() ? c.isa->epilogue_f32 : c.isa->epilogue_s32)(e);
 }
 
@@ -866,6 +867,13 @@ int eq_contraction_create(eq_contraction** made, int isa, const eq_contraction_s
   copy_scales(*c, scales, bias);
   *made = c.release();
   return 0;
+}
+
+void eq_contraction_set_gains(eq_contraction* handle, const float* gains) {
+  eq_contraction& c = *handle;
+  c.gains = Bytes(sizeof(float) * c.spec.groups * c.columns_padded);
+  for (int channel = 0; channel < c.spec.out_channels; ++channel)
+    c.gains.as<float>()[(size_t)(channel / c.columns) * c.columns_padded + channel % c.columns] = gains[channel];
 }
 
 void eq_contraction_destroy(eq_contraction* handle) { delete handle; }

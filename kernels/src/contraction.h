@@ -95,6 +95,7 @@ struct eq_contraction {
   eq::Bytes sums;       // int32 [group][scale group][columns_padded]: column sums
   eq::Bytes scales;     // float, likewise
   eq::Bytes bias;       // float [group][columns_padded]
+  eq::Bytes gains;      // likewise; empty where results have no factors
 
   int runs() const { return (steps + depth - 1) / depth; }  // of one segment, with plans
   size_t panel_starts() const { return (size_t)scale_groups * segments * runs() * 2 * eq::kPanel; }

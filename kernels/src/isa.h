@@ -76,6 +76,7 @@ struct EpilogueArgs {
   ptrdiff_t ldo;
   uint8_t* codes = nullptr;   // instead of out: the result as codes of `to`; only where both first and last
   const QuantArgs* to = nullptr;
+  const float* gains = nullptr;  // padded, or null: factors of what the activation function gives
 };
 
 struct DepthwiseArgs {

@@ -98,6 +98,8 @@ int eq_unpack_bits(const uint8_t* packed, size_t count, int bits, uint8_t* indic
  * scales: (out_channels, in_channels / group_size) or (out_channels); bias: (out_channels) or NULL. */
 int eq_contraction_create(eq_contraction** made, int isa, const eq_contraction_spec* spec, const int8_t* codes,
                           const float* weights, const float* scales, const float* bias);
+/* Factors (out_channels) of what the activation function gives, before a residual is added. */
+void eq_contraction_set_gains(eq_contraction* handle, const float* gains);
 void eq_contraction_destroy(eq_contraction* handle);
 size_t eq_contraction_bytes(const eq_contraction* handle);
 const char* eq_contraction_format(const eq_contraction* handle);
@@ -111,7 +113,7 @@ typedef struct {
   const eq_quantizer* to;
 } eq_code_tensors;
 
-/* out (m, n) = activation(scale * (codes - zero_point) . weights + bias) + residual; f32 or `codes` in and out. */
+/* out (m, n) = gains * activation(scale * (codes - zero_point) . weights + bias) + residual; f32 or `codes` in and out. */
 int eq_gemm_f32(const eq_contraction* handle, const float* x, ptrdiff_t ldx, int m, const eq_quantizer* quantizer,
                 int activation, const float* residual, float* out, const eq_code_tensors* codes);
 /* The accumulators alone: out (m, n) = codes . weights, no zero point. codes are u8 or s16 as the handle says. */

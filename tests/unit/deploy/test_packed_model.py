@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from evoquant.calibrate.input_scaling import scale_inputs
 from evoquant.calibrate.relative_rows import softmax_products, with_relative_rows
 from evoquant.deploy import compare_packed
 from evoquant.errors import GraphError, KernelError, ModelError, PrecisionError
@@ -75,6 +76,23 @@ def test_an_attention_as_one_kernel_changes_no_bit(hybrid, monkeypatch):
     apart = hybrid.pack(plan)
     assert not any(step.kind == "attention" for step in apart.recipe.steps)
     np.testing.assert_array_equal(fused(hybrid.images), apart(hybrid.images))
+
+
+@pytest.mark.parametrize("precision", [{}, {"weight_bits": 4, "activation_bits": 4}, PRECISIONS["fp32"]])
+def test_factors_in_front_of_a_depthwise_convolution_are_part_of_the_kernel_before(
+    hybrid, prepare_small, monkeypatch, precision
+):
+    factors = {"depthwise": torch.logspace(-0.5, 0.5, 24, dtype=torch.float64)}
+    scaled = prepare_small(hybrid.model, captured=scale_inputs(hybrid.captured, factors))
+    plan = scaled.plan(**precision)
+    model = scaled.pack(plan)
+    assert [name for name in model.recipe.constants if name.endswith(".gains")] == ["grouped.gains"]
+    assert judged(scaled, plan, model)["passed"]
+    monkeypatch.setattr("evoquant.hardware.tensors._gain_nodes", lambda _graph, _fused: {})
+    apart = scaled.pack(plan)
+    (more,) = {step.node for step in apart.recipe.steps} - {step.node for step in model.recipe.steps}
+    assert more == scaled.captured.graph.op["depthwise"].inputs[0]
+    assert judged(scaled, plan, apart)["passed"]
 
 
 @pytest.mark.parametrize("is_fused", [True, False])

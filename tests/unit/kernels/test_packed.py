@@ -1,5 +1,7 @@
 """Packed weights against plain numpy, bit for bit where the arithmetic is integer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -177,6 +179,26 @@ def test_the_epilogue_activates_then_adds_the_residual(isa, rng):
     for name, function in {"relu": lambda y: np.maximum(y, 0), "silu": lambda y: y / (1 + np.exp(-y))}.items():
         out = pack_gemm(Weights(weights), activation=name, isa=isa)(x, residual=residual)
         np.testing.assert_allclose(out, function(product) + residual, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("groups", [1, 3])
+def test_gains_multiply_what_the_activation_function_gives(isa, groups, rng):
+    geometry = ConvGeometry((3, 3), (1, 1), (1, 1), (1, 1), groups)
+    values = rng.integers(-127, 128, (57, 6 // groups, 3, 3)).astype(np.int8)
+    gains, scales = rng.uniform(0.1, 4, 57).astype(np.float32), rng.uniform(0.01, 0.02, 57).astype(np.float32)
+    x, residual = rng.standard_normal((7, 9, 6)).astype(np.float32), rng.standard_normal((7, 9, 57)).astype(np.float32)
+    codes = ActivationCodes(0.02, 120, 0, 255)
+    plain = Weights(values, 8, None, scales)
+    packed = pack_conv(replace(plain, gains=gains), geometry, codes, activation="silu", isa=isa)
+    expected = pack_conv(plain, geometry, codes, activation="silu", isa=isa)(x) * gains
+    np.testing.assert_array_equal(packed(x), expected)
+    np.testing.assert_array_equal(packed(x, residual=residual), expected + residual)
+    to = ActivationCodes(0.05, 30, 0, 255)
+    np.testing.assert_allclose(packed(x, to=to).astype(int), codes_of(expected, to), atol=1)
+    assert (packed(x, to=to) == codes_of(expected, to)).mean() > 0.999
+    with pytest.raises(KernelError, match=r"expected gains float32 \(57\)"):
+        pack_conv(replace(plain, gains=gains[1:]), geometry, codes, isa=isa)
 
 
 def test_rows_may_be_strided(rng):
