@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from evoquant.types.graph import ModelGraph, Node, Role
+from evoquant.types.graph import ModelGraph, Node, OpKind, Role
 from evoquant.types.precision import FLOAT_BITS
 
 FLOAT_BYTES = 4
@@ -167,10 +167,10 @@ def _gain_nodes(graph: ModelGraph, fused: dict[str, str]) -> dict[str, str]:
         if op.role is not Role.DEPTHWISE or node.kind != "mul" or len(node.inputs) != 1:
             continue
         source = node.inputs[0]
-        producer = ops.get(fused.get(source, source))
+        maker = ops.get(fused.get(source, source))
         is_alone = graph.readers[source] == (node.name,) and graph.readers[node.name] == (op.node,)
-        if is_alone and producer is not None and producer.role is not Role.DEPTHWISE and graph.output != source:
-            found[node.name] = producer.node
+        if maker is not None and maker.kind is OpKind.CONV and maker.role is not Role.DEPTHWISE and is_alone:
+            found[node.name] = maker.node
     return found
 
 

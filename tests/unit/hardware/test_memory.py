@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evoquant.hardware import TensorTable, memory
-from evoquant.types import LayerQuantConfig
+from evoquant.hardware.code_tensors import code_edges
+from evoquant.types import LayerQuantConfig, Role
 from evoquant.types.precision import FLOAT
 
 
@@ -131,3 +132,21 @@ def test_more_bits_never_take_less(hybrid, data):
     costs = [memory(hybrid, {**plan, op.name: LayerQuantConfig(weight_bits=b, activation_bits=b)}) for b in bits]
     assert costs[0].model_size_bytes <= costs[1].model_size_bytes
     assert costs[0].peak_activation_bytes <= costs[1].peak_activation_bytes
+
+
+def test_factors_in_front_of_a_depthwise_convolution_are_part_of_the_kernel_before(builder):
+    def graph(*, is_read_twice):
+        b = builder((1, 3, 8, 8))
+        x = b.node("mul", b.node("silu", b.conv("wide", "image", 8, 3, role=Role.STEM)))
+        y = b.conv("dw", x, 8, 3, groups=8, role=Role.DEPTHWISE)
+        if is_read_twice:
+            b.node("add", (y, x))
+        return b.build()
+
+    alone, twice = TensorTable(graph(is_read_twice=False)), TensorTable(graph(is_read_twice=True))
+    wide, dw = alone.graph.ops
+    assert alone.gains == {dw.inputs[0]: wide.node}
+    assert alone.results == {wide.node: dw.inputs[0], dw.node: dw.node}
+    assert [tensor.node.kind for tensor in alone.tensors] == ["input", "mul", "conv2d"]
+    assert code_edges(alone.graph) == {wide.node: dw}
+    assert (twice.gains, code_edges(twice.graph)) == ({}, {})
