@@ -57,8 +57,6 @@ struct QuantArgs {
   int32_t zero_point;
   int32_t log2_levels;
   const uint8_t* nearest;  // of the quantizer: the level of each code; or null
-
-  bool is_uniform() const { return log2_levels == 0 && !nearest; }
 };
 
 struct EpilogueArgs {

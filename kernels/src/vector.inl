@@ -383,13 +383,14 @@ inline void depthwise_any(const DepthwiseArgs& d, ptrdiff_t pitch, int ox, int c
 struct Finish {
   vf scale, bias, inverse, low, high;
   vi zero;
-  bool is_fast;  // whole vectors of uniform codes
+  const uint8_t* nearest;
+  bool is_fast;  // whole vectors of codes of equal steps, looked up perhaps
 };
 
 EQ_INLINE Finish depthwise_finish(const DepthwiseArgs& d, int c) {
   const QuantArgs to = d.codes ? *d.to : QuantArgs{};
   return {vload(d.scale + c), vload(d.bias + c), vset(to.inverse), vset(to.low), vset(to.high), vseti(to.zero_point),
-          d.codes && to.is_uniform() && d.channels - c >= VL};
+          to.nearest, d.codes && to.log2_levels == 0 && d.channels - c >= VL};
 }
 
 template <int KIND>
@@ -398,9 +399,10 @@ EQ_INLINE void depthwise_store(const DepthwiseArgs& d, int ox, int c, vf sum, co
   const ptrdiff_t at = (ptrdiff_t)ox * d.channels + c;
   vf y = vactivate<KIND>(vfma(sum, f.scale, f.bias));
   if (d.residual) y += width == VL ? vload(d.residual + at) : vload_part(d.residual + at, width);
-  if (f.is_fast)
-    vstore_u8(d.codes + at, vround(vmin(vmax(y * f.inverse, f.low), f.high)) + f.zero);
-  else if (d.codes)
+  if (f.is_fast) {
+    const vi code = vround(vmin(vmax(y * f.inverse, f.low), f.high)) + f.zero;
+    vstore_u8(d.codes + at, f.nearest ? vlookup(code, f.nearest) : code);
+  } else if (d.codes)
     store_codes(d.codes + at, y, *d.to, width);
   else if (width == VL)
     vstore(d.out + at, y);
@@ -418,7 +420,7 @@ EQ_INLINE void depthwise_store4(const DepthwiseArgs& d, int ox, int c, const vf*
   vi four[4];
   for (int p = 0; p < 4; ++p)
     four[p] = vround(vmin(vmax(vactivate<KIND>(vfma(sums[p], f.scale, f.bias)) * f.inverse, f.low), f.high));
-  vstore4_u8(d.codes + (ptrdiff_t)ox * d.channels + c, d.channels, four, d.to->zero_point, nullptr);
+  vstore4_u8(d.codes + (ptrdiff_t)ox * d.channels + c, d.channels, four, d.to->zero_point, f.nearest);
 }
 
 template <int KIND, int KW, int STRIDE>
