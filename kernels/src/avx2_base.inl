@@ -43,7 +43,7 @@ inline __m256i lookup_bytes(__m256i codes, const uint8_t* table) {
 }
 
 #define EQ_OWN_STORE4
-inline void vstore4_u8(uint8_t* p, ptrdiff_t pitch, const vi* x, int zero_point, const uint8_t* nearest) {
+EQ_INLINE void vstore4_u8(uint8_t* p, ptrdiff_t pitch, const vi* x, int zero_point, const uint8_t* nearest) {
   const __m256i zero = _mm256_set1_epi16((short)zero_point);
   const __m256i low = _mm256_add_epi16(_mm256_packs_epi32((__m256i)x[0], (__m256i)x[1]), zero);
   const __m256i high = _mm256_add_epi16(_mm256_packs_epi32((__m256i)x[2], (__m256i)x[3]), zero);

@@ -10,6 +10,9 @@
 
 #include "evoquant/kernels.h"
 
+// For functions of vectors: a call would take every one out of its register.
+#define EQ_INLINE inline __attribute__((always_inline))
+
 namespace eq {
 
 constexpr int kPanel = 16;

@@ -8,9 +8,6 @@
 // would be compiled with this file's instructions and could be linked into code that runs on any machine.
 
 inline vf vset(float x) { return vf{} + x; }
-// A call would take every vector out of its register.
-#define EQ_INLINE inline __attribute__((always_inline))
-
 inline vi vseti(int x) { return vi{} + x; }
 
 inline float vsum(vf x) {
@@ -135,7 +132,7 @@ inline vi vcode(vf x, const QuantArgs& q) {
 // Four vectors plus a zero point, looked up if there is a table, as bytes at places `pitch` apart: together they take
 // half of the packing.
 #ifndef EQ_OWN_STORE4
-inline void vstore4_u8(uint8_t* p, ptrdiff_t pitch, const vi* x, int zero_point, const uint8_t* nearest) {
+EQ_INLINE void vstore4_u8(uint8_t* p, ptrdiff_t pitch, const vi* x, int zero_point, const uint8_t* nearest) {
   for (int i = 0; i < 4; ++i) {
     const vi code = x[i] + zero_point;
     vstore_u8(p + i * pitch, nearest ? vlookup(code, nearest) : code);
