@@ -246,11 +246,13 @@ inline vf epilogue_value(const EpilogueArgs& e, int r, int c, vi correction) {
 }
 
 // Whole vectors of one column group: everything that depends on the column stays in registers.
-template <int KIND, bool INTEGER>
+template <int KIND, bool INTEGER, bool GAINS>
 inline void epilogue_plain(const EpilogueArgs& e, int c, vf scale, vf bias, vf gain, vi correction) {
   float* out = e.out + c;
-  for (int r = 0; r < e.rows; ++r, out += e.ldo)
-    vstore(out, vactivate<KIND>(vfma(epilogue_value<INTEGER>(e, r, c, correction), scale, bias)) * gain);
+  for (int r = 0; r < e.rows; ++r, out += e.ldo) {
+    const vf y = vactivate<KIND>(vfma(epilogue_value<INTEGER>(e, r, c, correction), scale, bias));
+    vstore(out, GAINS ? y * gain : y);
+  }
 }
 
 inline void store_codes(uint8_t* out, vf y, const QuantArgs& to, int width) {
@@ -260,12 +262,12 @@ inline void store_codes(uint8_t* out, vf y, const QuantArgs& to, int width) {
 }
 
 // Whole vectors to codes of equal steps, looked up perhaps: what the codes depend on stays in registers.
-template <int KIND, bool INTEGER, bool LOOKUP>
+template <int KIND, bool INTEGER, bool GAINS, bool LOOKUP>
 inline void epilogue_steps(const EpilogueArgs& e, int c, vf scale, vf bias, vf gain, vi correction) {
-  const vf inverse = vset(e.to->inverse) * gain, low = vset(e.to->low), high = vset(e.to->high);
+  const vf inverse = GAINS ? vset(e.to->inverse) * gain : vset(e.to->inverse), low = vset(e.to->low), high = vset(e.to->high);
   const uint8_t* const nearest = LOOKUP ? e.to->nearest : nullptr;
   uint8_t* out = e.codes + c;
-  const auto value = [&](int r) {
+  const auto value = [&](int r) __attribute__((always_inline)) {  // as EQ_INLINE
     const vf y = vactivate<KIND>(vfma(epilogue_value<INTEGER>(e, r, c, correction), scale, bias));
     return vround(vmin(vmax(y * inverse, low), high));
   };
@@ -280,14 +282,15 @@ inline void epilogue_steps(const EpilogueArgs& e, int c, vf scale, vf bias, vf g
   }
 }
 
-template <int KIND, bool INTEGER>
+template <int KIND, bool INTEGER, bool GAINS>
 inline void epilogue_codes(const EpilogueArgs& e, int c, int width, vf scale, vf bias, vf gain, vi correction) {
   const QuantArgs to = *e.to;
   if (width == VL && !e.residual && to.log2_levels == 0)
-    return to.nearest ? epilogue_steps<KIND, INTEGER, true>(e, c, scale, bias, gain, correction)
-                      : epilogue_steps<KIND, INTEGER, false>(e, c, scale, bias, gain, correction);
+    return to.nearest ? epilogue_steps<KIND, INTEGER, GAINS, true>(e, c, scale, bias, gain, correction)
+                      : epilogue_steps<KIND, INTEGER, GAINS, false>(e, c, scale, bias, gain, correction);
   for (int r = 0; r < e.rows; ++r) {
-    vf y = vactivate<KIND>(vfma(epilogue_value<INTEGER>(e, r, c, correction), scale, bias)) * gain;
+    vf y = vactivate<KIND>(vfma(epilogue_value<INTEGER>(e, r, c, correction), scale, bias));
+    if (GAINS) y *= gain;
     if (e.residual) {
       const float* more = e.residual + r * e.ldo + c;
       y += width == VL ? vload(more) : vload_part(more, width);
@@ -296,20 +299,20 @@ inline void epilogue_codes(const EpilogueArgs& e, int c, int width, vf scale, vf
   }
 }
 
-template <int KIND, bool INTEGER>
+template <int KIND, bool INTEGER, bool GAINS>
 void epilogue_kind(const EpilogueArgs& e) {
   for (int c = 0; c < e.columns; c += VL) {
     const vf scale = e.scale ? vload(e.scale + c) : vset(1.0f);
     const vf bias = e.last ? vload(e.bias + c) : vset(0.0f);
-    const vf gain = e.gains ? vload(e.gains + c) : vset(1.0f);
+    const vf gain = GAINS ? vload(e.gains + c) : vf{};
     const vi correction = INTEGER ? *(const vi_loose*)(e.correction + c) : vi{};
     const int width = e.columns - c < VL ? e.columns - c : VL;
     if (e.codes) {
-      epilogue_codes<KIND, INTEGER>(e, c, width, scale, bias, gain, correction);
+      epilogue_codes<KIND, INTEGER, GAINS>(e, c, width, scale, bias, gain, correction);
       continue;
     }
     if (width == VL && e.first && e.last && !e.residual) {
-      epilogue_plain<KIND, INTEGER>(e, c, scale, bias, gain, correction);
+      epilogue_plain<KIND, INTEGER, GAINS>(e, c, scale, bias, gain, correction);
       continue;
     }
     for (int r = 0; r < e.rows; ++r) {
@@ -317,7 +320,8 @@ void epilogue_kind(const EpilogueArgs& e) {
       vf y = vfma(epilogue_value<INTEGER>(e, r, c, correction), scale, bias);
       if (!e.first) y += width == VL ? vload(out) : vload_part(out, width);
       if (e.last) {
-        y = vactivate<KIND>(y) * gain;
+        y = vactivate<KIND>(y);
+        if (GAINS) y *= gain;
         if (e.residual) {
           const float* more = e.residual + r * e.ldo + c;
           y += width == VL ? vload(more) : vload_part(more, width);
@@ -332,13 +336,13 @@ void epilogue_kind(const EpilogueArgs& e) {
 }
 
 void epilogue_s32(const EpilogueArgs& e) {
-#define EQ_CALL(kind) return epilogue_kind<kind, true>(e)
+#define EQ_CALL(kind) return e.gains ? epilogue_kind<kind, true, true>(e) : epilogue_kind<kind, true, false>(e)
   EQ_SWITCH_ACTIVATION(e.activation, EQ_CALL)
 #undef EQ_CALL
 }
 
 void epilogue_f32(const EpilogueArgs& e) {
-#define EQ_CALL(kind) return epilogue_kind<kind, false>(e)
+#define EQ_CALL(kind) return e.gains ? epilogue_kind<kind, false, true>(e) : epilogue_kind<kind, false, false>(e)
   EQ_SWITCH_ACTIVATION(e.activation, EQ_CALL)
 #undef EQ_CALL
 }
