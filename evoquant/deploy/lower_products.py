@@ -197,13 +197,11 @@ class Scores:
     """The product of queries and keys, and its softmax, that the product with the values will compute.
 
     Attributes:
-        node: The product.
-        attention: What it belongs to.
+        attention: The nodes.
         a: Queries.
         b: Keys.
     """
 
-    node: fx.Node
     attention: FusedAttention
     a: Layout
     b: Layout
@@ -217,7 +215,7 @@ def _matmul(lowering: Lowering, node: fx.Node, arguments: Arguments, _options: O
     a, b = arguments
     attention = lowering.attentions.get(node.name)
     if attention is not None and _is_one_kernel(lowering, attention):
-        return Scores(node, attention, a, b)
+        return Scores(attention, a, b)
     if isinstance(a, Scores):
         return _attention(lowering, node, a, b)
     config = lowering.plan[op.name]
@@ -259,14 +257,15 @@ def _is_kernel(lowering: Lowering, node: fx.Node) -> bool:
 
 def _attention(lowering: Lowering, node: fx.Node, scores: Scores, values: Layout) -> Layout:
     """Write one attention."""
-    q, k = _expanded(lowering, scores.node, scores.a, scores.b)
+    first = lowering.node(scores.attention.scores)
+    q, k = _expanded(lowering, first, scores.a, scores.b)
     (v,) = _expanded(lowering, node, values)
     settings: dict[str, Any] = {"relative": bool(scores.attention.relative)}
-    for name, product in (("scores", scores.node), ("weighted", node)):
+    for name, product in (("scores", first), ("weighted", node)):
         op = lowering.ops[product.name]
         config = lowering.plan[op.name]
-        first, second = (_described(_params(lowering, op, index, config)) for index in (0, 1))
-        settings[name] = {"op": op.name, "input": first, "second": second}
+        operands = (_described(_params(lowering, op, index, config)) for index in (0, 1))
+        settings[name] = {"op": op.name, **dict(zip(("input", "second"), operands, strict=True))}
     result = lowering.node(scores.attention.result)
     out = lowering.space.new(lowering.shape(node), order=_order(result, len(q.shape) - 2))
     reads = {"q": _batched(lowering, node, q, "rows")}

@@ -1,4 +1,5 @@
 // Every instruction set of this machine against the reference, bit for bit, with guard bytes around all outputs.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -117,6 +118,15 @@ void test_gemm(int isa, int m, int n, int k, int weight_bits, int activation_bit
   const eq_code_tensors codes{a.data(), y_codes.data(), &kResult};
   expect(eq_gemm_f32(handle, nullptr, k, m, &q, EQ_IDENTITY, nullptr, nullptr, &codes) == 0, what);
   expect(are_codes_of(wanted, y_codes), std::string(what) + " codes");
+  // And with factors of the results, whose products are exact.
+  std::vector<float> gains((size_t)n);
+  for (int j = 0; j < n; ++j) gains[j] = std::ldexp(1.0f, between(-3, 3));
+  for (size_t i = 0; i < wanted.size(); ++i) wanted[i] *= gains[i % n];
+  eq_contraction_set_gains(handle, gains.data());
+  expect(eq_gemm_f32(handle, x.data(), k, m, &q, EQ_IDENTITY, nullptr, y.data(), nullptr) == 0, what);
+  expect(std::memcmp(y.data(), wanted.data(), sizeof(float) * m * n) == 0 && y.intact(), std::string(what) + " gains");
+  expect(eq_gemm_f32(handle, nullptr, k, m, &q, EQ_IDENTITY, nullptr, nullptr, &codes) == 0, what);
+  expect(are_codes_of(wanted, y_codes), std::string(what) + " codes with gains");
   eq_contraction_destroy(handle);
 }
 
@@ -273,12 +283,25 @@ void test_attention(int isa, int m, int n, int k, int d, int width) {
   std::vector<float> between_products((size_t)heads * m * n), expected((size_t)heads * m * d);
   Guarded<float> out((size_t)heads * m * d);
   eq_matmul_f32(isa, &scores, q.data(), keys.data(), quantized ? &of_q : nullptr, &b_scale, 1, b_top, 0.5f, between_products.data());
+  std::vector<float> exponentials(between_products), sums((size_t)heads * m), relative(expected.size());
+  for (size_t r = 0; r < sums.size(); ++r) {
+    float* row = exponentials.data() + r * n;
+    const float top = *std::max_element(row, row + n);
+    for (int j = 0; j < n; ++j) sums[r] += row[j] = std::exp(row[j] - top);
+  }
+  eq_matmul_f32(isa, &weighted, exponentials.data(), v.data(), quantized ? &of_weights : nullptr, &b_scale, 1, b_top, 1.0f, relative.data());
   eq_softmax(isa, between_products.data(), (size_t)heads * m, n, between_products.data());
   eq_matmul_f32(isa, &weighted, between_products.data(), v.data(), quantized ? &of_weights : nullptr, &b_scale, 1, b_top, 1.0f, expected.data());
   char what[160];
   std::snprintf(what, sizeof what, "attention %s m=%d n=%d k=%d d=%d bits=%d", eq_isa_name(isa), m, n, k, d, width);
   expect(eq_attention_f32(isa, &first, &second, q.data(), keys.data(), v.data(), 0, out.data(), EQ_ATTENTION_WHOLE) == 0, what);
   expect(std::memcmp(out.data(), expected.data(), expected.size() * 4) == 0 && out.intact(), what);
+  // With relative rows another exponential may move a weight by one code, and a result by one code times a value.
+  expect(eq_attention_f32(isa, &first, &second, q.data(), keys.data(), v.data(), 1, out.data(), EQ_ATTENTION_WHOLE) == 0, what);
+  double total = 0.0;
+  for (size_t i = 0; i < relative.size(); ++i) total += std::fabs(out.data()[i] - relative[i] / sums[i / d]);
+  const double most = quantized ? 0.01 / levels : 1e-5;
+  expect(total <= most * (double)relative.size() && out.intact(), std::string(what) + " relative");
 }
 
 void test_codes(int isa, size_t count) {
