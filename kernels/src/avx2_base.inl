@@ -43,6 +43,7 @@ inline __m256i lookup_bytes(__m256i codes, const uint8_t* table) {
 }
 
 #define EQ_OWN_STORE4
+template <int COUNT>
 EQ_INLINE void vstore4_u8(uint8_t* p, ptrdiff_t pitch, const vi* x, int zero_point, const uint8_t* nearest) {
   const __m256i zero = _mm256_set1_epi16((short)zero_point);
   const __m256i low = _mm256_add_epi16(_mm256_packs_epi32((__m256i)x[0], (__m256i)x[1]), zero);
@@ -51,6 +52,12 @@ EQ_INLINE void vstore4_u8(uint8_t* p, ptrdiff_t pitch, const vi* x, int zero_poi
   __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order);
   if (nearest) bytes = lookup_bytes(bytes, nearest);
   const __m128i first = _mm256_castsi256_si128(bytes), last = _mm256_extracti128_si256(bytes, 1);
+  if (COUNT == 2) {
+    _mm_storeu_si128((__m128i*)p, first);
+    _mm_storeu_si128((__m128i*)(p + pitch), last);
+    return;
+  }
+  static_assert(COUNT <= 2);
   _mm_storel_epi64((__m128i*)p, first);
   _mm_storel_epi64((__m128i*)(p + pitch), _mm_unpackhi_epi64(first, first));
   _mm_storel_epi64((__m128i*)(p + 2 * pitch), last);
@@ -242,6 +249,7 @@ Format make_s16() {
   Format f{};
   f.name = "s16s16";
   f.operand_bytes = f.weight_bytes = 2;
+  f.expand = widen;
   f.step = f.align = 2;
   f.cycles = 1.4f;
   EQ_TILES(f, tile_s16)

@@ -32,6 +32,7 @@ inline vi vlookup(vi code, const uint8_t* table) {
 }
 
 #define EQ_OWN_STORE4
+template <int COUNT>
 EQ_INLINE void vstore4_u8(uint8_t* p, ptrdiff_t pitch, const vi* x, int zero_point, const uint8_t* nearest) {
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const __m512i zero = _mm512_set1_epi16((short)zero_point);
@@ -39,6 +40,7 @@ EQ_INLINE void vstore4_u8(uint8_t* p, ptrdiff_t pitch, const vi* x, int zero_poi
   const __m512i high = _mm512_add_epi16(_mm512_packs_epi32((__m512i)x[2], (__m512i)x[3]), zero);
   __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high));
   if (nearest) bytes = lookup_bytes(bytes, nearest);
+  static_assert(COUNT == 1);
   _mm_storeu_si128((__m128i*)p, _mm512_castsi512_si128(bytes));
   _mm_storeu_si128((__m128i*)(p + pitch), _mm512_extracti32x4_epi32(bytes, 1));
   _mm_storeu_si128((__m128i*)(p + 2 * pitch), _mm512_extracti32x4_epi32(bytes, 2));
@@ -219,6 +221,7 @@ Format make_u8() {
 
 Format make_s16() {
   Format f = make_format("s16s16", 2, 2);
+  f.expand = widen;
   EQ_TILES(f, tile_s16)
   f.peak = peak_s16;
   return f;

@@ -50,19 +50,21 @@ float unit_of(const eq_quantizer& q) {
   return q.log2_levels > 0 ? std::ldexp(q.scale, 1 - q.log2_levels) : q.scale;
 }
 
-// The cheapest of the tile widths by a small model: multiplications, loads and latency of one step, and a fixed cost
-// per tile. Rows and panels are then spread evenly.
+// The cheapest tile by a small model: multiplications, loads and latency of one step, and a fixed cost per tile. Heights
+// near the greatest are tried, for what remains of the rows takes lower tiles; panels are spread evenly.
 TileShape choose_tile(const Format& format, int m, int panels, int steps) {
+  constexpr int kHeights = 3;
+  const auto tile_cost = [&](int rows, int np) {
+    const float step = std::max({rows * np * format.cycles, (rows + np) * format.load_cycles, format.latency});
+    return rows ? steps * step + 20.0f + 2.0f * rows * np : 0.0f;
+  };
   TileShape best{1, 1};
   float best_cost = INFINITY;
   for (int np = 1; np <= std::min(format.max_panels, panels); ++np) {
-    const int most = format.max_rows[np];
-    if (most == 0) continue;
-    const int blocks = (m + most - 1) / most, rows = (m + blocks - 1) / blocks;
-    const int groups = (panels + np - 1) / np;
-    const float step = std::max({rows * np * format.cycles, (rows + np) * format.load_cycles, format.latency});
-    const float cost = blocks * groups * (steps * step + 20.0f + 2.0f * rows * np);
-    if (cost < best_cost) {
+    const int most = std::min(format.max_rows[np], m), groups = (panels + np - 1) / np;
+    for (int rows = most; rows > std::max(most - kHeights, 0); --rows) {
+      const float cost = groups * ((float)(m / rows) * tile_cost(rows, np) + tile_cost(m % rows, np));
+      if (cost >= best_cost) continue;
       best_cost = cost;
       best = {rows, (panels + groups - 1) / groups};
     }
@@ -72,6 +74,10 @@ TileShape choose_tile(const Format& format, int m, int panels, int steps) {
 
 const Format* byte_format(const Isa& isa, int k) {
   return isa.u8_short && round_up(k, isa.u8->align) > 2 * k ? isa.u8_short : isa.u8;
+}
+
+const Format* full_format(const Isa& isa, int k) {
+  return isa.u8_full && round_up(k, isa.u8_full->align) < 2 * k ? isa.u8_full : isa.s16;
 }
 
 namespace {
@@ -317,7 +323,7 @@ void widen_codebook(eq_contraction& c) {
 void choose_integer_format(eq_contraction& c, const int8_t* codes) {
   c.format = c.spec.operand == EQ_OPERAND_S16 ? c.isa->s16 : byte_format(*c.isa, c.segment_k);
   size_panels(c);
-  if (c.spec.operand == EQ_OPERAND_S16 || !c.isa->u8_needs_depth) return;
+  if (c.spec.operand == EQ_OPERAND_S16 || !c.isa->u8_full) return;
   std::vector<std::vector<int8_t>> values;
   for (int g = 0; g < c.spec.groups; ++g)
     for (int p = 0; p < c.panels; ++p) {
@@ -325,12 +331,12 @@ void choose_integer_format(eq_contraction& c, const int8_t* codes) {
       fill_panel(c, codes, g, p, values.back().data());
     }
   const float cost = choose_plans(c, values);
-  // Sixteen-bit operands take two steps of two instructions where bytes take one.
-  const float wide = (float)c.spec.groups * c.panels * c.scale_groups * c.segments * c.steps * 8.0f / 3.0f;
-  if (cost < wide) return;
+  // For all codes of 8 bits a vector takes four instructions.
+  const float full = (float)c.spec.groups * c.panels * c.scale_groups * c.segments * c.steps * 8.0f / 3.0f;
+  if (cost < full) return;
   c.plans.clear();
   c.depth = 0;
-  c.format = c.isa->s16;
+  c.format = full_format(*c.isa, c.segment_k);
   size_panels(c);
 }
 
@@ -349,19 +355,13 @@ void add_column_sums(eq_contraction& c, const int8_t* codes) {
       }
 }
 
-// What 16-bit sums begin with, and its sum over each column, which the epilogue takes off again.
 void store_starts(eq_contraction& c) {
   if (c.plans.empty() || c.plans[0].starts.empty()) return;
-  const size_t count = c.panel_starts(), per_group = count / c.scale_groups;
+  const size_t count = c.panel_starts();
   c.starts = Bytes(c.plans.size() * count * sizeof(int16_t));
-  c.start_sums = Bytes(sizeof(int32_t) * c.spec.groups * c.scale_groups * c.columns_padded);
   for (size_t at = 0; at < c.plans.size(); ++at) {
     std::vector<int16_t>& starts = c.plans[at].starts;
     std::copy(starts.begin(), starts.end(), c.starts.as<int16_t>() + at * count);
-    const size_t group = at / c.panels, column = at % c.panels * kPanel;
-    for (size_t i = 0; i < count; ++i)
-      c.start_sums.as<int32_t>()[(group * c.scale_groups + i / per_group) * c.columns_padded + column + i % (2 * kPanel) / 2] +=
-          starts[i];
     starts = {};
   }
 }
@@ -423,28 +423,26 @@ struct Job {
   QuantArgs to{};
 };
 
+bool needs_decoding(const eq_contraction& c) { return !c.is_float() && (c.packed_bits != 8 || c.format->expand); }
+
 const void* decode_panels(const eq_contraction& c, int group, int first, int count, void* into) {
   const uint8_t* stored = c.stored.as<uint8_t>() + ((size_t)group * c.panels + first) * c.panel_bytes;
-  if (c.is_float() || (c.packed_bits == 8 && c.format->weight_bytes == 1)) return stored;
+  if (!needs_decoding(c)) return stored;
   const size_t stride = round_up(c.panel_values, (size_t)256) * c.format->weight_bytes;
   for (int p = 0; p < count; ++p, stored += c.panel_bytes) {
     char* out = static_cast<char*>(into) + p * stride;
     const int8_t* codebook = c.spec.has_codebook ? c.spec.codebook : nullptr;
-    if (c.format->weight_bytes == 1) {
+    if (!c.format->expand) {
       c.isa->decode(stored, c.panel_values, c.packed_bits, codebook, reinterpret_cast<int8_t*>(out));
     } else if (c.packed_bits == 8) {
-      c.isa->widen(reinterpret_cast<const int8_t*>(stored), c.panel_values, reinterpret_cast<int16_t*>(out));
+      c.format->expand(reinterpret_cast<const int8_t*>(stored), c.panel_values, out);
     } else {
       int8_t* codes = static_cast<int8_t*>(scratch(Slot::kCodes, round_up(c.panel_values, (size_t)256)));
       c.isa->decode(stored, c.panel_values, c.packed_bits, codebook, codes);
-      c.isa->widen(codes, c.panel_values, reinterpret_cast<int16_t*>(out));
+      c.format->expand(codes, c.panel_values, out);
     }
   }
   return into;
-}
-
-bool needs_decoding(const eq_contraction& c) {
-  return !c.is_float() && !(c.packed_bits == 8 && c.format->weight_bytes == 1);
 }
 
 size_t decoded_stride(const eq_contraction& c) {
@@ -467,10 +465,10 @@ void make_ready(eq_contraction& c) {
 
 void store_s32(const Job& job, const int32_t* tile, int stride, int row, int rows, int column, int columns) {
   const eq_contraction& c = job.c;
-  const int32_t* starts = c.start_sums.size() ? c.start_sums.as<int32_t>() + (size_t)job.group * c.columns_padded + column : nullptr;
+  const int32_t* zeros = c.zero_sums.size() ? c.zero_sums.as<int32_t>() + (size_t)job.group * c.columns_padded + column : nullptr;
   for (int r = 0; r < rows; ++r, tile += stride) {
     int32_t* out = job.out_s32 + (ptrdiff_t)(row + r) * c.spec.out_channels + job.group * c.columns + column;
-    for (int j = 0; j < columns; ++j) out[j] = tile[j] - (starts ? starts[j] : 0);
+    for (int j = 0; j < columns; ++j) out[j] = tile[j] - (zeros ? zeros[j] : 0);
   }
 }
 
@@ -610,6 +608,25 @@ const void* decode_all(const eq_contraction& c, int group) {
   return decode_panels(c, group, 0, c.panels, scratch(Slot::kDecoded, decoded_stride(c) * c.panels));
 }
 
+// What a row of zeros gives, which stores and epilogues take off again: where sums begin elsewhere or are shifted.
+void store_zero_sums(eq_contraction& c) {
+  if (!c.starts.size() && !c.format->shifted) return;
+  c.zero_sums = Bytes(sizeof(int32_t) * c.spec.groups * c.scale_groups * c.columns_padded);
+  const std::vector<ptrdiff_t> segments((size_t)c.scale_groups * c.segments, 0);
+  const std::vector<char> zeros((size_t)c.steps * c.format->step * c.format->operand_bytes + 64, 0);
+  const void* row = zeros.data();
+  for (int group = 0; group < c.spec.groups; ++group) {
+    const Job job{c, group, 1, {}, segments.data(), {1, 1}, nullptr, nullptr, EQ_IDENTITY, nullptr, nullptr, nullptr};
+    const char* panels = static_cast<const char*>(decode_all(c, group));
+    for (int q = 0; q < c.scale_groups; ++q)
+      for (int p = 0; p < c.panels; ++p) {
+        int32_t* sums = c.zero_sums.as<int32_t>() + ((size_t)group * c.scale_groups + q) * c.columns_padded + p * kPanel;
+        const char* weights = panels + p * decoded_stride(c) + c.group_values() * c.format->weight_bytes * q;
+        multiply_group(job, &row, 1, 1, p, 1, q, weights, (ptrdiff_t)decoded_stride(c), sums);
+      }
+  }
+}
+
 // Rows that are worked on together: operands that stay in the cache, but enough tiles to pay for reading the panels.
 int chunk_rows(int m, int tile_rows, size_t row_bytes) {
   const int threads = thread_count();
@@ -652,11 +669,11 @@ void prepare_epilogue(Job& job, const eq_quantizer* q) {
   float* scale = reinterpret_cast<float*>(memory);
   int32_t* correction = reinterpret_cast<int32_t*>(memory + count * 4);
   const int32_t* sums = c.sums.size() ? c.sums.as<int32_t>() + (size_t)job.group * count : nullptr;
-  const int32_t* starts = c.start_sums.size() ? c.start_sums.as<int32_t>() + (size_t)job.group * count : nullptr;
+  const int32_t* zeros = c.zero_sums.size() ? c.zero_sums.as<int32_t>() + (size_t)job.group * count : nullptr;
   const float unit = unit_of(*q);
   for (size_t i = 0; i < count; ++i) {
     scale[i] = unit * weight_scale[i];
-    correction[i] = (sums ? sums[i] * q->zero_point : 0) + (starts ? starts[i] : 0);
+    correction[i] = (sums ? sums[i] * q->zero_point : 0) + (zeros ? zeros[i] : 0);
   }
   job.scale = scale;
   job.correction = c.is_float() ? nullptr : correction;
@@ -863,6 +880,7 @@ int eq_contraction_create(eq_contraction** made, int isa, const eq_contraction_s
     if (!codes) return fail("contraction: this operand takes integer weights");
     if (pack_integer(*c, codes)) return -1;
     make_ready(*c);
+    store_zero_sums(*c);
   }
   copy_scales(*c, scales, bias);
   *made = c.release();

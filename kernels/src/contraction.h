@@ -62,6 +62,8 @@ struct PanelPlan {
 
 // The format of unsigned bytes for runs of k values.
 const Format* byte_format(const Isa& isa, int k);
+// The format that is exact for all codes of 8 bits where that one needs a depth.
+const Format* full_format(const Isa& isa, int k);
 
 // Rows and panels of one tile, chosen for a number of rows.
 struct TileShape {
@@ -78,7 +80,7 @@ struct eq_contraction {
   std::vector<eq::PanelPlan> plans;  // of 16-bit accumulation, [group][panel]; empty where it is not used
   int depth = 0;                     // of all plans
   eq::Bytes starts;                  // int16 of all plans, if they begin elsewhere than at zero
-  eq::Bytes start_sums;              // int32 [group][scale group][columns_padded]: their sums
+  eq::Bytes zero_sums;               // int32 [group][scale group][columns_padded]: of a row of zeros, if not zero
   int columns;          // output channels of one group
   int columns_padded;   // to whole panels
   int panels;           // of one group

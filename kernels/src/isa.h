@@ -41,7 +41,9 @@ using TileFn = void (*)(const TileArgs&);
 struct Format {
   const char* name;
   int operand_bytes;  // of one activation
-  int weight_bytes;   // of one decoded weight
+  int weight_bytes;   // of one weight as tiles take it
+  void (*expand)(const int8_t* values, size_t count, void* out);  // bytes of a panel to that; null: as they are
+  bool shifted;       // whether a row of zeros gives sums other than zero, which are taken off again
   int step;           // k values per step
   int align;          // k values that a run is padded to, a multiple of step
   bool is_float;
@@ -111,14 +113,13 @@ struct Isa {
   const Format* u8;        // depth >= 1 where 16-bit accumulation is used
   const Format* u8_short;  // instead of u8 where padding would more than double a run; or null
   const Format* s16;
-  bool u8_needs_depth;     // whether u8 is exact only with depth >= 1
+  const Format* u8_full;   // exact for all codes of 8 bits where u8 needs depth >= 1; or null
   void (*quantize_u8)(const float*, size_t, const QuantArgs&, uint8_t*);
   void (*quantize_s8)(const float*, size_t, const QuantArgs&, int8_t*);
   void (*quantize_s16)(const float*, size_t, const QuantArgs&, int16_t*);
   void (*quantize_f32)(const float*, size_t, const QuantArgs&, float*);  // code minus zero point
   void (*dequantize_u8)(const uint8_t*, size_t, float scale, int32_t zero_point, float*);
   void (*decode)(const uint8_t* packed, size_t count, int bits, const int8_t* codebook, int8_t* out);
-  void (*widen)(const int8_t*, size_t, int16_t*);
   void (*widen_u8)(const uint8_t*, size_t, int16_t*);
   void (*epilogue_s32)(const EpilogueArgs&);
   void (*epilogue_f32)(const EpilogueArgs&);

@@ -23,23 +23,23 @@ void pack_float(const Product& p, const float* b, float* panels) {
   }
 }
 
-// Sums of the columns of a panel: a row of ones times the panel.
-void sum_columns(const Product& p, const char* panel, int32_t* sums) {
-  const int k = p.padded_k();
-  char* ones = static_cast<char*>(scratch(Slot::kOperand, (size_t)k * p.format.operand_bytes));
+// What the sums of a panel have too much: all that a row of zero points gives.
+void correct_columns(const Product& p, const char* panel, int32_t* correction) {
+  const int k = p.padded_k(), value = p.qa->zero_point;
+  char* row = static_cast<char*>(scratch(Slot::kOperand, (size_t)k * p.format.operand_bytes));
   if (p.format.operand_bytes == 1)
-    std::memset(ones, 1, (size_t)k);
+    std::memset(row, value, (size_t)k);
   else
-    std::fill_n(reinterpret_cast<int16_t*>(ones), k, (int16_t)1);
-  const void* row = ones;
+    std::fill_n(reinterpret_cast<int16_t*>(row), k, (int16_t)value);
+  const void* rows[1] = {row};
   const ptrdiff_t segment = 0;
   alignas(64) int32_t tile[kPanel];
-  p.format.tiles[1][1]({&row, 1, &segment, 1, k / p.format.step, panel, 0, p.depth, tile});
-  std::memcpy(sums, tile, sizeof tile);
+  p.format.tiles[1][1]({rows, 1, &segment, 1, k / p.format.step, panel, 0, p.depth, tile});
+  std::memcpy(correction, tile, sizeof tile);
 }
 
-// Codes of b in the order it has in memory, then panels and column sums.
-void pack_codes(const Product& p, const float* b, float b_scale, char* panels, int32_t* sums) {
+// Codes of b in the order it has in memory, then panels and corrections.
+void pack_codes(const Product& p, const float* b, float b_scale, char* panels, int32_t* correction) {
   const eq_matmul_shape& s = p.s;
   const bool by_rows = s.b_row == 1;  // k contiguous
   const int lines = by_rows ? s.n : s.k, length = by_rows ? s.k : s.n;
@@ -57,17 +57,20 @@ void pack_codes(const Product& p, const float* b, float b_scale, char* panels, i
       std::memset(codes + i * pitch + length, 0, (size_t)(pitch - length));
     }
   if (!by_rows) std::memset(codes + lines * pitch, 0, (size_t)(padding * pitch));
-  const bool wide = p.format.weight_bytes == 2;
+  const bool wide = p.format.step == 2;
+  const bool expanded = !wide && p.format.expand;
+  int8_t* plain = expanded ? static_cast<int8_t*>(scratch(Slot::kDecoded, p.panel_values())) : nullptr;
   for (int first = 0; first < s.n; first += kPanel, panels += p.panel_bytes()) {
     const int columns = std::min(kPanel, s.n - first);
     const int8_t* source = by_rows ? codes + first * pitch : codes + first;
-    int8_t* bytes = reinterpret_cast<int8_t*>(panels);
+    int8_t* bytes = expanded ? plain : reinterpret_cast<int8_t*>(panels);
     int16_t* words = reinterpret_cast<int16_t*>(panels);
     if (by_rows)
       wide ? p.isa.pack_rows2(source, pitch, columns, steps, words) : p.isa.pack_rows4(source, pitch, columns, steps, bytes);
     else
       wide ? p.isa.pack_columns2(source, pitch, steps, words) : p.isa.pack_columns4(source, pitch, steps, bytes);
-    sum_columns(p, panels, sums + first);
+    if (expanded) p.format.expand(bytes, p.panel_values(), panels);
+    correct_columns(p, panels, correction + first);
   }
 }
 
@@ -87,8 +90,9 @@ std::optional<Product> make_product(const Isa& isa, const ProductSpec& spec) {
   if (top > 32767 || qa->q_min < 0) return fail("matmul: activations reach %d, beyond 15 bits", top), std::nullopt;
   if (check_levels(*qa, "matmul") != 0) return std::nullopt;
   const int depth = 32767 / (2 * top * spec.b_q_max);
-  const bool narrow = top <= 255 && (depth > 0 || !isa.u8_needs_depth);
-  return Product{isa, s, narrow ? *byte_format(isa, s.k) : *isa.s16, qa, depth, spec.b_q_max, spec.factor};
+  const bool is_deep = depth > 0 || !isa.u8_full;
+  const Format* format = top > 255 ? isa.s16 : is_deep ? byte_format(isa, s.k) : full_format(isa, s.k);
+  return Product{isa, s, *format, qa, depth, spec.b_q_max, spec.factor};
 }
 
 size_t second_bytes(const Product& p) {
@@ -107,7 +111,6 @@ Second pack_second(const Product& p, const float* b, float b_scale, char* memory
   for (int j = 0; j < padded; ++j) {
     scale[j] = p.qa ? unit_of(*p.qa) * b_scale * p.factor : p.factor;
     bias[j] = 0.0f;
-    if (p.qa) correction[j] *= p.qa->zero_point;
   }
   return {memory, scale, bias, correction};
 }

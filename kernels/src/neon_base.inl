@@ -165,6 +165,7 @@ Format make_format(const char* name) {
   Format f{};
   f.name = name;
   f.operand_bytes = f.weight_bytes = Mac::kBytes;
+  f.expand = Mac::kBytes == 2 ? widen : nullptr;
   f.step = f.align = 4 / Mac::kBytes;
   f.is_float = Mac::kBytes == 4;
   f.cycles = 2.0f * Mac::kInstructions;

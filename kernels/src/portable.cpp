@@ -69,6 +69,7 @@ constexpr Format make(const char* name) {
   f.name = name;
   f.operand_bytes = sizeof(A);
   f.weight_bytes = sizeof(W);
+  f.expand = sizeof(W) == 2 ? widen : nullptr;
   f.step = f.align = STEP;
   f.is_float = sizeof(A) == 4;
   f.cycles = 16 * STEP;

@@ -1,5 +1,6 @@
 // Operations on whole tensors, cut into tasks of whole cache lines.
 #include <algorithm>
+#include <cstring>
 #include <limits>
 
 #include "contraction.h"
@@ -185,9 +186,10 @@ int eq_max_pool(int isa, const float* x, int h, int w, int channels, int kernel,
 double eq_peak_macs(int isa, const char* format, int depth, int64_t rounds) {
   const Isa* found = find_isa(isa);
   if (!found) return -1.0;
-  const char kind = format[0];
-  const Format* f = kind == 'f' ? found->f32 : kind == 'u' ? found->u8 : found->s16;
-  return f->peak(depth, rounds);
+  for (const Format* f : {found->f32, found->u8, found->u8_full, found->s16})
+    if (f && std::strcmp(f->name, format) == 0) return f->peak(depth, rounds);
+  fail("peak: %s has no format %s", eq_isa_name(isa), format);
+  return -1.0;
 }
 
 }  // extern "C"

@@ -132,10 +132,12 @@ inline vi vcode(vf x, const QuantArgs& q) {
 // Four vectors plus a zero point, looked up if there is a table, as bytes at places `pitch` apart: together they take
 // half of the packing.
 #ifndef EQ_OWN_STORE4
+// Codes of four vectors, COUNT to a row.
+template <int COUNT>
 EQ_INLINE void vstore4_u8(uint8_t* p, ptrdiff_t pitch, const vi* x, int zero_point, const uint8_t* nearest) {
   for (int i = 0; i < 4; ++i) {
     const vi code = x[i] + zero_point;
-    vstore_u8(p + i * pitch, nearest ? vlookup(code, nearest) : code);
+    vstore_u8(p + i / COUNT * pitch + i % COUNT * VL, nearest ? vlookup(code, nearest) : code);
   }
 }
 #endif
@@ -228,8 +230,8 @@ void decode(const uint8_t* packed, size_t count, int bits, const int8_t* codeboo
   }
 }
 
-void widen(const int8_t* x, size_t count, int16_t* out) {
-  for (size_t i = 0; i < count; ++i) out[i] = x[i];
+void widen(const int8_t* values, size_t count, void* out) {
+  for (size_t i = 0; i < count; ++i) static_cast<int16_t*>(out)[i] = values[i];
 }
 
 void widen_u8(const uint8_t* x, size_t count, int16_t* out) {
@@ -245,14 +247,37 @@ inline vf epilogue_value(const EpilogueArgs& e, int r, int c, vi correction) {
   return *(const vf*)((const float*)e.tile + at);
 }
 
-// Whole vectors of one column group: everything that depends on the column stays in registers.
-template <int KIND, bool INTEGER, bool GAINS>
-inline void epilogue_plain(const EpilogueArgs& e, int c, vf scale, vf bias, vf gain, vi correction) {
-  float* out = e.out + c;
-  for (int r = 0; r < e.rows; ++r, out += e.ldo) {
-    const vf y = vactivate<KIND>(vfma(epilogue_value<INTEGER>(e, r, c, correction), scale, bias));
-    vstore(out, GAINS ? y * gain : y);
+// What the results of COUNT vectors of columns, from c on, are made with.
+template <int KIND, bool INTEGER, bool GAINS, int COUNT>
+struct Columns {
+  vf scale[COUNT], bias[COUNT], gain[COUNT];
+  vi correction[COUNT];
+  int first;
+
+  EQ_INLINE Columns(const EpilogueArgs& e, int c) : first(c) {
+    for (int i = 0; i < COUNT; ++i, c += VL) {
+      scale[i] = e.scale ? vload(e.scale + c) : vset(1.0f);
+      bias[i] = e.last ? vload(e.bias + c) : vset(0.0f);
+      gain[i] = GAINS ? vload(e.gains + c) : vf{};
+      correction[i] = INTEGER ? *(const vi_loose*)(e.correction + c) : vi{};
+    }
   }
+  // Before the gain.
+  EQ_INLINE vf value(const EpilogueArgs& e, int r, int i) const {
+    return vactivate<KIND>(vfma(epilogue_value<INTEGER>(e, r, first + i * VL, correction[i]), scale[i], bias[i]));
+  }
+};
+
+// Whole vectors, all COUNT of a row together: rows are far apart, and what depends on the column stays in registers.
+template <int KIND, bool INTEGER, bool GAINS, int COUNT>
+inline void epilogue_plain(const EpilogueArgs& e, int c) {
+  const Columns<KIND, INTEGER, GAINS, COUNT> columns(e, c);
+  float* out = e.out + c;
+  for (int r = 0; r < e.rows; ++r, out += e.ldo)
+    for (int i = 0; i < COUNT; ++i) {
+      const vf y = columns.value(e, r, i);
+      vstore(out + i * VL, GAINS ? y * columns.gain[i] : y);
+    }
 }
 
 inline void store_codes(uint8_t* out, vf y, const QuantArgs& to, int width) {
@@ -261,78 +286,68 @@ inline void store_codes(uint8_t* out, vf y, const QuantArgs& to, int width) {
   for (int j = 0; j < width; ++j) out[j] = (uint8_t)code[j];
 }
 
-// Whole vectors to codes of equal steps, looked up perhaps: what the codes depend on stays in registers.
-template <int KIND, bool INTEGER, bool GAINS, bool LOOKUP>
-inline void epilogue_steps(const EpilogueArgs& e, int c, vf scale, vf bias, vf gain, vi correction) {
-  const vf inverse = GAINS ? vset(e.to->inverse) * gain : vset(e.to->inverse), low = vset(e.to->low), high = vset(e.to->high);
+// Likewise to codes of equal steps, looked up perhaps.
+template <int KIND, bool INTEGER, bool GAINS, bool LOOKUP, int COUNT>
+inline void epilogue_steps(const EpilogueArgs& e, int c) {
+  const Columns<KIND, INTEGER, GAINS, COUNT> columns(e, c);
+  const vf low = vset(e.to->low), high = vset(e.to->high);
+  vf inverse[COUNT];
+  for (int i = 0; i < COUNT; ++i) inverse[i] = GAINS ? vset(e.to->inverse) * columns.gain[i] : vset(e.to->inverse);
   const uint8_t* const nearest = LOOKUP ? e.to->nearest : nullptr;
   uint8_t* out = e.codes + c;
-  const auto value = [&](int r) __attribute__((always_inline)) {  // as EQ_INLINE
-    const vf y = vactivate<KIND>(vfma(epilogue_value<INTEGER>(e, r, c, correction), scale, bias));
-    return vround(vmin(vmax(y * inverse, low), high));
+  const auto value = [&](int r, int i) __attribute__((always_inline)) {  // as EQ_INLINE
+    return vround(vmin(vmax(columns.value(e, r, i) * inverse[i], low), high));
   };
+  constexpr int rows = 4 / COUNT;
   int r = 0;
-  for (; r + 4 <= e.rows; r += 4, out += 4 * e.ldo) {
-    const vi four[4] = {value(r), value(r + 1), value(r + 2), value(r + 3)};
-    vstore4_u8(out, e.ldo, four, e.to->zero_point, nearest);
+  for (; r + rows <= e.rows; r += rows, out += rows * e.ldo) {
+    const vi four[4] = {value(r, 0), value(r + 1 / COUNT, 1 % COUNT), value(r + 2 / COUNT, 2 % COUNT), value(r + 3 / COUNT, 3 % COUNT)};
+    vstore4_u8<COUNT>(out, e.ldo, four, e.to->zero_point, nearest);
   }
-  for (; r < e.rows; ++r, out += e.ldo) {
-    const vi code = value(r) + e.to->zero_point;
-    vstore_u8(out, nearest ? vlookup(code, nearest) : code);
-  }
+  for (; r < e.rows; ++r, out += e.ldo)
+    for (int i = 0; i < COUNT; ++i) {
+      const vi code = value(r, i) + e.to->zero_point;
+      vstore_u8(out + i * VL, nearest ? vlookup(code, nearest) : code);
+    }
 }
 
+template <int KIND, bool INTEGER, bool GAINS, int COUNT>
+inline void epilogue_whole(const EpilogueArgs& e, int c) {
+  if (!e.codes) return epilogue_plain<KIND, INTEGER, GAINS, COUNT>(e, c);
+  e.to->nearest ? epilogue_steps<KIND, INTEGER, GAINS, true, COUNT>(e, c) : epilogue_steps<KIND, INTEGER, GAINS, false, COUNT>(e, c);
+}
+
+// One vector or a part of one, with all that can come.
 template <int KIND, bool INTEGER, bool GAINS>
-inline void epilogue_codes(const EpilogueArgs& e, int c, int width, vf scale, vf bias, vf gain, vi correction) {
-  const QuantArgs to = *e.to;
-  if (width == VL && !e.residual && to.log2_levels == 0)
-    return to.nearest ? epilogue_steps<KIND, INTEGER, GAINS, true>(e, c, scale, bias, gain, correction)
-                      : epilogue_steps<KIND, INTEGER, GAINS, false>(e, c, scale, bias, gain, correction);
+inline void epilogue_part(const EpilogueArgs& e, int c) {
+  const Columns<KIND, INTEGER, GAINS, 1> columns(e, c);
+  const int width = e.columns - c < VL ? e.columns - c : VL;
+  const auto load = [&](const float* from) { return width == VL ? vload(from) : vload_part(from, width); };
   for (int r = 0; r < e.rows; ++r) {
-    vf y = vactivate<KIND>(vfma(epilogue_value<INTEGER>(e, r, c, correction), scale, bias));
-    if (GAINS) y *= gain;
-    if (e.residual) {
-      const float* more = e.residual + r * e.ldo + c;
-      y += width == VL ? vload(more) : vload_part(more, width);
+    const ptrdiff_t at = r * e.ldo + c;
+    vf y = vfma(epilogue_value<INTEGER>(e, r, c, columns.correction[0]), columns.scale[0], columns.bias[0]);
+    if (!e.first) y += load(e.out + at);
+    if (e.last) {
+      y = vactivate<KIND>(y);
+      if (GAINS) y *= columns.gain[0];
+      if (e.residual) y += load(e.residual + at);
     }
-    store_codes(e.codes + r * e.ldo + c, y, to, width);
+    if (e.codes)
+      store_codes(e.codes + at, y, *e.to, width);
+    else if (width == VL)
+      vstore(e.out + at, y);
+    else
+      vstore_part(e.out + at, y, width);
   }
 }
 
 template <int KIND, bool INTEGER, bool GAINS>
 void epilogue_kind(const EpilogueArgs& e) {
-  for (int c = 0; c < e.columns; c += VL) {
-    const vf scale = e.scale ? vload(e.scale + c) : vset(1.0f);
-    const vf bias = e.last ? vload(e.bias + c) : vset(0.0f);
-    const vf gain = GAINS ? vload(e.gains + c) : vf{};
-    const vi correction = INTEGER ? *(const vi_loose*)(e.correction + c) : vi{};
-    const int width = e.columns - c < VL ? e.columns - c : VL;
-    if (e.codes) {
-      epilogue_codes<KIND, INTEGER, GAINS>(e, c, width, scale, bias, gain, correction);
-      continue;
-    }
-    if (width == VL && e.first && e.last && !e.residual) {
-      epilogue_plain<KIND, INTEGER, GAINS>(e, c, scale, bias, gain, correction);
-      continue;
-    }
-    for (int r = 0; r < e.rows; ++r) {
-      float* out = e.out + r * e.ldo + c;
-      vf y = vfma(epilogue_value<INTEGER>(e, r, c, correction), scale, bias);
-      if (!e.first) y += width == VL ? vload(out) : vload_part(out, width);
-      if (e.last) {
-        y = vactivate<KIND>(y);
-        if (GAINS) y *= gain;
-        if (e.residual) {
-          const float* more = e.residual + r * e.ldo + c;
-          y += width == VL ? vload(more) : vload_part(more, width);
-        }
-      }
-      if (width == VL)
-        vstore(out, y);
-      else
-        vstore_part(out, y, width);
-    }
-  }
+  const bool is_whole = e.first && e.last && !e.residual && !(e.codes && e.to->log2_levels > 0);
+  int c = 0;
+  for (; is_whole && c + kPanel <= e.columns; c += kPanel) epilogue_whole<KIND, INTEGER, GAINS, kPanel / VL>(e, c);
+  for (; is_whole && c + VL <= e.columns; c += VL) epilogue_whole<KIND, INTEGER, GAINS, 1>(e, c);
+  for (; c < e.columns; c += VL) epilogue_part<KIND, INTEGER, GAINS>(e, c);
 }
 
 void epilogue_s32(const EpilogueArgs& e) {
@@ -421,7 +436,7 @@ EQ_INLINE void depthwise_store4(const DepthwiseArgs& d, int ox, int c, const vf*
   vi four[4];
   for (int p = 0; p < 4; ++p)
     four[p] = vround(vmin(vmax(vactivate<KIND>(vfma(sums[p], f.scale, f.bias)) * f.inverse, f.low), f.high));
-  vstore4_u8(d.codes + (ptrdiff_t)ox * d.channels + c, d.channels, four, d.to->zero_point, f.nearest);
+  vstore4_u8<1>(d.codes + (ptrdiff_t)ox * d.channels + c, d.channels, four, d.to->zero_point, f.nearest);
 }
 
 template <int KIND, int KW, int STRIDE>
@@ -763,7 +778,6 @@ Isa base_isa() {
   isa.quantize_f32 = quantize_f32;
   isa.dequantize_u8 = dequantize_u8;
   isa.decode = decode;
-  isa.widen = widen;
   isa.widen_u8 = widen_u8;
   isa.epilogue_s32 = epilogue_s32;
   isa.epilogue_f32 = epilogue_f32;
