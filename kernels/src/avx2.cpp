@@ -165,13 +165,15 @@ void tile_u8(const TileArgs& t) {
 // operand of vpmaddubsw and, as the signed one, c - 128 where w >= 0 and 127 - c where it is negative, they lie in
 // [-32768, 32512], and the products are w * c less 128 * w or 127 * w, which a row of zeros gives too. The signed operand
 // is one exclusive or of the code: with 0x80 or 0x7f.
+inline __m256i mask_of(__m256i w) { return _mm256_xor_si256(_mm256_set1_epi8((char)0x80), _mm256_cmpgt_epi8(_mm256_setzero_si256(), w)); }
+
+// Vectors of magnitudes and of masks in turn.
 void split_signs(const int8_t* values, size_t count, void* out) {
-  const __m256i zero = _mm256_setzero_si256(), top = _mm256_set1_epi8((char)0x80);
   __m256i* to = (__m256i*)out;
   for (size_t i = 0; i < count; i += 32, to += 2) {
     const __m256i w = _mm256_loadu_si256((const __m256i*)(values + i));
     _mm256_storeu_si256(to, _mm256_abs_epi8(w));
-    _mm256_storeu_si256(to + 1, _mm256_xor_si256(top, _mm256_cmpgt_epi8(zero, w)));
+    _mm256_storeu_si256(to + 1, mask_of(w));
   }
 }
 
@@ -206,6 +208,23 @@ EQ_BLOCK void tile_full_block(const TileArgs& t, const void* const* rows, char* 
 template <int ROWS>
 void tile_full(const TileArgs& t) {
   each_block<ROWS, 1>(t, [&](const void* const* rows, char* tile) { tile_full_block<ROWS>(t, rows, tile); });
+}
+
+void stored_row_full(const TileArgs& t) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256i sums[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+  const __m256i* b = (const __m256i*)t.panels;
+  for (int s = 0; s < t.segment_count; ++s) {
+    const char* a = (const char*)t.rows[0] + t.segments[s];
+    for (int step = 0; step < t.steps; ++step, a += 4, b += 2) {
+      const __m256i x = broadcast_now(a);
+      for (int v = 0; v < 2; ++v) {
+        const __m256i w = _mm256_load_si256(b + v), y = _mm256_xor_si256(x, mask_of(w));
+        sums[v] = _mm256_add_epi32(sums[v], _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), y), ones));
+      }
+    }
+  }
+  for (int v = 0; v < 2; ++v) _mm256_store_si256((__m256i*)t.tile + v, sums[v]);
 }
 
 double peak_full(int, int64_t rounds) {
@@ -290,6 +309,7 @@ Format make_full() {
   f.tiles[1][3] = tile_full<3>;
   f.tiles[1][4] = tile_full<4>;
   f.tiles[1][5] = tile_full<5>;
+  f.stored_row = stored_row_full;
   f.peak = peak_full;
   return f;
 }

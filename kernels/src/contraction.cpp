@@ -577,9 +577,25 @@ void multiply_group(const Job& job, const void* const* rows, int count, int bloc
   });
 }
 
+// A single row by panels [p0, p1) as they are stored: it takes as long as the weights take to come.
+void multiply_stored_row(const Job& job, int p0, int p1) {
+  const eq_contraction& c = job.c;
+  const void* row = job.rows.base;
+  alignas(64) int32_t tile[kPanel];
+  for (int p = p0; p < p1; ++p) {
+    const int8_t* weights = c.stored.as<int8_t>() + ((size_t)job.group * c.panels + p) * c.panel_bytes;
+    for (int q = 0; q < c.scale_groups; ++q) {
+      const ptrdiff_t* segments = job.segments + (ptrdiff_t)q * c.segments;
+      c.format->stored_row({&row, 1, segments, c.segments, c.steps, weights + c.group_values() * q, 0, 0, tile});
+      finish_tile(job, tile, 1, 0, 1, p, q);
+    }
+  }
+}
+
 // Rows [m0, m1) by panels [p0, p1); decoded holds all panels, or is null and they are decoded group by group.
 void multiply(const Job& job, int m0, int m1, int p0, int p1, const void* decoded) {
   const eq_contraction& c = job.c;
+  if (job.m == 1 && c.format->stored_row && c.packed_bits == 8) return multiply_stored_row(job, p0, p1);
   const size_t stride = decoded_stride(c);
   alignas(64) int32_t tile[kTileValues];
   const void* const* rows = row_pointers(job.rows, m0, m1);

@@ -53,6 +53,7 @@ struct Format {
   int max_panels;
   int max_rows[kMaxPanels + 1];
   TileFn tiles[kMaxPanels + 1][kMaxRows + 1];  // [panels][rows]
+  TileFn stored_row;  // one row and one panel of bytes, where expanded weights would take longer to load; or null
   double (*peak)(int depth, int64_t rounds);   // MACs executed by the instruction sequence alone
 };
 

@@ -269,8 +269,9 @@ struct Columns {
 };
 
 // Whole vectors, all COUNT of a row together: rows are far apart, and what depends on the column stays in registers.
+// Arguments are copied, for a stored result might be one of them.
 template <int KIND, bool INTEGER, bool GAINS, int COUNT>
-inline void epilogue_plain(const EpilogueArgs& e, int c) {
+inline void epilogue_plain(const EpilogueArgs e, int c) {
   const Columns<KIND, INTEGER, GAINS, COUNT> columns(e, c);
   float* out = e.out + c;
   for (int r = 0; r < e.rows; ++r, out += e.ldo)
@@ -288,12 +289,13 @@ inline void store_codes(uint8_t* out, vf y, const QuantArgs& to, int width) {
 
 // Likewise to codes of equal steps, looked up perhaps.
 template <int KIND, bool INTEGER, bool GAINS, bool LOOKUP, int COUNT>
-inline void epilogue_steps(const EpilogueArgs& e, int c) {
+inline void epilogue_steps(const EpilogueArgs e, int c) {
+  const QuantArgs to = *e.to;
   const Columns<KIND, INTEGER, GAINS, COUNT> columns(e, c);
-  const vf low = vset(e.to->low), high = vset(e.to->high);
+  const vf low = vset(to.low), high = vset(to.high);
   vf inverse[COUNT];
-  for (int i = 0; i < COUNT; ++i) inverse[i] = GAINS ? vset(e.to->inverse) * columns.gain[i] : vset(e.to->inverse);
-  const uint8_t* const nearest = LOOKUP ? e.to->nearest : nullptr;
+  for (int i = 0; i < COUNT; ++i) inverse[i] = GAINS ? vset(to.inverse) * columns.gain[i] : vset(to.inverse);
+  const uint8_t* const nearest = LOOKUP ? to.nearest : nullptr;
   uint8_t* out = e.codes + c;
   const auto value = [&](int r, int i) __attribute__((always_inline)) {  // as EQ_INLINE
     return vround(vmin(vmax(columns.value(e, r, i) * inverse[i], low), high));
@@ -302,11 +304,11 @@ inline void epilogue_steps(const EpilogueArgs& e, int c) {
   int r = 0;
   for (; r + rows <= e.rows; r += rows, out += rows * e.ldo) {
     const vi four[4] = {value(r, 0), value(r + 1 / COUNT, 1 % COUNT), value(r + 2 / COUNT, 2 % COUNT), value(r + 3 / COUNT, 3 % COUNT)};
-    vstore4_u8<COUNT>(out, e.ldo, four, e.to->zero_point, nearest);
+    vstore4_u8<COUNT>(out, e.ldo, four, to.zero_point, nearest);
   }
   for (; r < e.rows; ++r, out += e.ldo)
     for (int i = 0; i < COUNT; ++i) {
-      const vi code = value(r, i) + e.to->zero_point;
+      const vi code = value(r, i) + to.zero_point;
       vstore_u8(out + i * VL, nearest ? vlookup(code, nearest) : code);
     }
 }
