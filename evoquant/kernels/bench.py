@@ -14,7 +14,7 @@ from evoquant.kernels.case import FP32, KernelCase, KernelOp, case_of
 from evoquant.kernels.machine import fingerprint
 from evoquant.kernels.native import info, isa_number, native, set_threads
 from evoquant.kernels.timing import interleave
-from evoquant.kernels.workload import workload
+from evoquant.kernels.workload import PackedRun, Run, workload
 from evoquant.types import ModelGraph, Op, OpKind
 from evoquant.types.precision import FLOAT
 
@@ -24,14 +24,6 @@ PRECISIONS = (FP32, "w8a8", CODES, "w7a8", "w4a8", "w4a4", "w4a8-log2")
 LARGE_K = 192
 """From this reduction length on, the share of the instruction peak is reported."""
 
-_PEAKS = {
-    FP32: ("f32", 0),
-    "w8a8": ("u8s8", 0),
-    "w7a8": ("u8s8", 1),
-    "w6a8": ("u8s8", 2),
-    "w4a8": ("u8s8", 8),
-    "w4a4": ("u8s8", 64),
-}
 _PEAK_ROUNDS = 200_000
 _PEAK_SAMPLES = 7
 
@@ -41,18 +33,20 @@ def layers_of(graphs: Iterable[ModelGraph]) -> list[tuple[str, Op]]:
     return [(graph.model, op) for graph in graphs for op in graph.ops]
 
 
-def peaks(isa: str | None = None) -> dict[str, float]:
-    """GMAC/s of the instruction sequence of each precision, in registers: what no inner loop can exceed.
+def peaks(instructions: Iterable[str], isa: str | None = None) -> dict[str, float]:
+    """GMAC/s of sequences of instructions in registers, on one thread: what no inner loop can exceed.
 
-    One thread. AVX2 has its own instructions for 8 by 8 bits; the other instruction sets have one peak for all.
+    Args:
+        instructions: Formats of packed weights, and a depth where products are added in 16 bits: ``u8s8/4``.
+        isa: Instruction set; None takes the best, capped by ``EVOQUANT_ISA``.
     """
-    module, number = native(), isa_number(isa)
+    number = isa_number(isa)
     result = {}
-    for precision, (kind, depth) in _PEAKS.items():
-        kind = "u8s8_full" if precision == "w8a8" and module.isa_name(number) == "avx2" else kind
-        samples = [module.peak(number, kind, depth, _PEAK_ROUNDS) for _ in range(_PEAK_SAMPLES)]
-        result[precision] = max(samples) / 1e9
-    return result | {CODES: result["w8a8"]}
+    for name in instructions:
+        kind, _, depth = name.partition("/")
+        samples = [native().peak(number, kind, int(depth or 0), _PEAK_ROUNDS) for _ in range(_PEAK_SAMPLES)]
+        result[name] = max(samples) / 1e9
+    return result
 
 
 def bench_kernels(
@@ -81,9 +75,9 @@ def bench_kernels(
         seed: Of operands and order.
 
     Returns:
-        ``machine``, ``onnxruntime_isa``, ``peaks``, ``cases`` (each with op, model, layer, shape, precision, threads,
-        isa, ms, gmacs_per_s, onnxruntime_fp32_ms, onnxruntime_int8_ms, onnxruntime_exact_ms) and ``summary``; plain
-        JSON values.
+        ``machine``, ``onnxruntime_isa``, ``peaks``, ``cases`` (each with op, model, layer, shape, precision,
+        instructions (None where no packed weight is multiplied), threads, isa, ms, gmacs_per_s, onnxruntime_fp32_ms,
+        onnxruntime_int8_ms, onnxruntime_exact_ms) and ``summary``; plain JSON values.
 
     Raises:
         KernelError: If the native module is missing or a shape has no kernel.
@@ -96,15 +90,18 @@ def bench_kernels(
     cases: list[dict[str, Any]] = []
     try:
         for case, (model, op) in _distinct(layers).items():
-            times = _time_shape(case, op, precisions, threads, isa, seconds_per_case / repetitions, repetitions, rng)
-            cases += [
-                _entry(case, model, op, precision, threads, isa, times)
+            kernels = {
+                precision: workload(replace(case, precision=precision), rng, isa=isa)
                 for precision in precisions
-                if precision in times
+                if _has_kernel(case.op, precision)
+            }
+            times = _time_shape(case, op, kernels, threads, seconds_per_case / repetitions, repetitions, rng)
+            cases += [
+                _entry(case, model, op, precision, run, threads, isa, times) for precision, run in kernels.items()
             ]
     finally:
         set_threads(before)
-    best = peaks(isa)
+    best = peaks(dict.fromkeys(case["instructions"] for case in cases if case["instructions"]), isa)
     return {
         "machine": fingerprint(threads=threads, isa=isa),
         "onnxruntime_isa": held_to,
@@ -124,17 +121,14 @@ def _distinct(layers: Sequence[tuple[str, Op]]) -> dict[KernelCase, tuple[str, O
 def _time_shape(
     case: KernelCase,
     op: Op,
-    precisions: Sequence[str],
+    kernels: Mapping[str, Run],
     threads: int,
-    isa: str,
     seconds: float,
     repetitions: int,
     rng: np.random.Generator,
 ) -> dict[str, float]:
     """Median milliseconds of each precision, and of ``onnxruntime_fp32``, ``_int8`` and ``_exact`` where installed."""
-    wanted = [precision for precision in precisions if _has_kernel(case.op, precision)]
-    runs = [workload(replace(case, precision=precision), rng, isa=isa) for precision in wanted]
-    names = list(wanted)
+    names, runs = list(kernels), list(kernels.values())
     if onnx_runtime.is_available():
         for name, found in baselines_of(case, op, threads, rng).items():
             names += [f"onnxruntime_{name}"] * len(found)
@@ -164,7 +158,14 @@ def _has_kernel(op: str, precision: str) -> bool:
 
 
 def _entry(
-    case: KernelCase, model: str, op: Op, precision: str, threads: int, isa: str, times: Mapping[str, float]
+    case: KernelCase,
+    model: str,
+    op: Op,
+    precision: str,
+    run: Run,
+    threads: int,
+    isa: str,
+    times: Mapping[str, float],
 ) -> dict[str, Any]:
     return {
         "op": case.op,
@@ -172,6 +173,7 @@ def _entry(
         "layer": op.name,
         "shape": list(case.shape),
         "precision": precision,
+        "instructions": run.packed.instructions if isinstance(run, PackedRun) else None,
         "threads": threads,
         "isa": isa,
         "ms": times[precision],
@@ -187,7 +189,7 @@ def summarize(cases: Sequence[Mapping[str, Any]], best: Mapping[str, float]) -> 
 
     Args:
         cases: Entries as ``bench_kernels`` makes them.
-        best: Peaks in GMAC/s by precision.
+        best: Peaks in GMAC/s by instructions; see ``peaks``.
 
     Returns:
         For ``gemm`` (with convolutions), ``depthwise`` and ``matmul``: for each precision the number of shapes and its
@@ -211,9 +213,9 @@ def _summary_of(cases: Sequence[Mapping[str, Any]], best: Mapping[str, float]) -
                       if (case["op"], tuple(case["shape"]), other) in ours]  # fmt: skip
             entry[f"times_{other}"] = _mean(ratios)
         large = [
-            case["gmacs_per_s"] / best[precision]
+            case["gmacs_per_s"] / best[case["instructions"]]
             for case in chosen
-            if precision in best and _reduction(case) >= LARGE_K
+            if case["instructions"] and _reduction(case) >= LARGE_K
         ]
         entry["share_of_peak"] = _mean(large)
         result[precision] = entry

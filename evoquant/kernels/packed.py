@@ -102,6 +102,15 @@ class _Packed:
         """Bytes of the packed weights."""
         return int(self._handle.bytes)
 
+    @property
+    def instructions(self) -> str | None:
+        """The inner loop, such as ``u8s8/4``: operands, and how many steps are added in 16 bits.
+
+        None for a depthwise convolution.
+        """
+        depth = self._handle.depth
+        return f"{self._handle.format}/{depth}" if depth else self._handle.format
+
 
 def _type_of(x: object) -> DTypeLike:
     """What ``x`` must be: codes if it is codes, else real values."""
@@ -165,16 +174,6 @@ class PackedGemm(_Packed):
     def seconds(self, x: Values, out: Values, repeats: int, *, to: ActivationCodes | None = None) -> float:
         """The time of so many calls, without the interpreter."""
         return _run(self._handle.gemm, x, self._quantizer, self._activation, None, out, repeats, to)
-
-    @property
-    def format(self) -> str:
-        """The operand types of the inner loop."""
-        return str(self._handle.format)
-
-    @property
-    def depth(self) -> int:
-        """Products that the inner loop adds in 16 bits before it widens them; 0 where it adds in 32 bits."""
-        return int(self._handle.depth)
 
     def _checked(
         self, x: Values, residual: FloatArray | None, out: Values | None, to: ActivationCodes | None
@@ -259,6 +258,10 @@ class PackedDepthwise(_PackedImage):
     """A depthwise convolution; see ``pack_depthwise``."""
 
     __slots__ = ()
+
+    @property
+    def instructions(self) -> None:
+        """Vectors over channels: no format of a contraction."""
 
     @property
     def _call(self) -> Callable[..., float]:

@@ -32,6 +32,21 @@ from evoquant.types.precision import NORMAL_LEVELS
 Run = Callable[[int], float]
 """Takes a number of repetitions, returns the seconds they took."""
 
+
+@dataclass(frozen=True)
+class PackedRun:
+    """A ``Run`` of a packed weight."""
+
+    packed: PackedGemm | PackedConv | PackedDepthwise
+    x: Values
+    out: Values
+    to: ActivationCodes | None
+
+    def __call__(self, repeats: int) -> float:
+        """The seconds of so many calls."""
+        return self.packed.seconds(self.x, self.out, repeats, to=self.to)
+
+
 TYPICAL_SIGMAS = 3.5
 GROUP_SIGMAS = 2.75
 """Standard deviations of a weight channel inside its range of codes, and of some 64 weights with a scale of their own
@@ -143,7 +158,7 @@ def _between(
     *,
     reads: bool,
     writes: str | None,
-) -> Run:
+) -> PackedRun:
     """A product between real values, or codes of 8 bits at either end."""
     x: Values = aligned_copy(rng.standard_normal(shape, np.float32))
     if reads:
@@ -152,7 +167,7 @@ def _between(
     out: Values = aligned_codes(out_shape) if writes else aligned(out_shape)
     given = {"-u8out": Precision(8, 8), "-lloydout": Precision(8, 4, activation_scheme="lloyd")}
     to = given[writes].codes() if writes else None
-    return lambda repeats: packed.seconds(x, out, repeats, to=to)
+    return PackedRun(packed, x, out, to)
 
 
 def _gemm(

@@ -263,7 +263,8 @@ double peak_u8(int depth, int64_t rounds) {
   if (depth <= 1) return peak_u8_depth<1>(rounds);
   if (depth < 4) return peak_u8_depth<2>(rounds);
   if (depth < 8) return peak_u8_depth<4>(rounds);
-  return depth < 32 ? peak_u8_depth<8>(rounds / 2) : peak_u8_depth<32>(rounds / 8);
+  if (depth < 16) return peak_u8_depth<8>(rounds / 2);
+  return depth < 32 ? peak_u8_depth<16>(rounds / 4) : peak_u8_depth<32>(rounds / 8);
 }
 
 Format make_u8() {

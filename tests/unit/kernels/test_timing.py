@@ -179,13 +179,13 @@ def test_the_benchmark_runs():
 
 def test_the_summary_is_geometric():
     base = {"op": "gemm", "model": "m", "layer": "l", "shape": [4, 4, 256], "threads": 1, "isa": "avx2",
-            "gmacs_per_s": 10.0, "onnxruntime_int8_ms": None}  # fmt: skip
+            "gmacs_per_s": 10.0, "onnxruntime_int8_ms": None, "instructions": "u8s8/4"}  # fmt: skip
     cases = [
         {**base, "precision": "fp32", "ms": 4.0, "onnxruntime_fp32_ms": 8.0},
         {**base, "precision": "w8a8", "ms": 2.0, "onnxruntime_fp32_ms": 8.0},
         {**base, "precision": "w8a8", "shape": [4, 4, 8], "ms": 8.0, "onnxruntime_fp32_ms": 8.0},
     ]
-    summary = summarize(cases, {"w8a8": 40.0})["gemm"]["w8a8"]
+    summary = summarize(cases, {"u8s8/4": 40.0})["gemm"]["w8a8"]
     assert summary["shapes"] == 2
     assert summary["times_onnxruntime_fp32"] == pytest.approx(2.0)
     assert summary["times_fp32"] == pytest.approx(2.0)
