@@ -194,7 +194,7 @@ def summarize(cases: Sequence[Mapping[str, Any]], best: Mapping[str, float]) -> 
     Returns:
         For ``gemm`` (with convolutions), ``depthwise`` and ``matmul``: for each precision the number of shapes and its
         speed relative to ONNX Runtime FP32 and INT8 and to our FP32 and W8A8; for ``gemm`` also the share of the
-        peak for reductions of at least 192.
+        peak of all threads for reductions of at least 192.
     """
     kinds = {"gemm": ("gemm", "conv"), "depthwise": ("depthwise",), "matmul": ("matmul",)}
     return {kind: _summary_of([case for case in cases if case["op"] in ops], best) for kind, ops in kinds.items()}
@@ -213,7 +213,7 @@ def _summary_of(cases: Sequence[Mapping[str, Any]], best: Mapping[str, float]) -
                       if (case["op"], tuple(case["shape"]), other) in ours]  # fmt: skip
             entry[f"times_{other}"] = _mean(ratios)
         large = [
-            case["gmacs_per_s"] / best[case["instructions"]]
+            case["gmacs_per_s"] / (best[case["instructions"]] * case["threads"])
             for case in chosen
             if case["instructions"] and _reduction(case) >= LARGE_K
         ]

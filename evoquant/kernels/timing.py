@@ -26,6 +26,8 @@ MOST_PASSES = 8
 """Kernels that are timed in turn, and how often at most in a sample. A dozen products of small networks move more
 memory than the second cache holds, and less than the third."""
 
+_WARM_UP_SHARE = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -122,6 +124,8 @@ def interleave(
 ) -> list[list[float]]:
     """Milliseconds per run of each of several things, sampled in turn in a random order.
 
+    A part of each sample is run before, and not timed: threads that slept may share a core at first.
+
     Args:
         runs: Each takes a number of repetitions and returns the seconds they took.
         seconds: Length of one sample.
@@ -132,6 +136,7 @@ def interleave(
     samples: list[list[float]] = [[] for _ in runs]
     for _ in range(repetitions):
         for index in rng.permutation(len(runs)):
+            runs[index](max(1, repeats[index] // _WARM_UP_SHARE))
             samples[index].append(1e3 * runs[index](repeats[index]) / repeats[index])
     return samples
 
@@ -144,9 +149,11 @@ def timing(case: KernelCase, passes: Sequence[Sequence[float]]) -> Timing:
 
 
 def _repeats(run: Callable[[int], float], seconds: float) -> int:
-    run(1)
-    once = min(run(1), run(1))
-    return max(1, round(seconds / max(once, 1e-7)))
+    count, taken = 1, run(1)
+    while taken < seconds / _WARM_UP_SHARE:
+        count *= 2
+        taken = run(count)
+    return max(1, round(count * seconds / taken))
 
 
 @contextmanager

@@ -81,14 +81,17 @@ def test_rounds_are_interleaved_and_statistics_are_those_of_the_samples():
 
     def run(name):
         def call(repeats):
-            order.append(name)
+            order.append((name, repeats))
             return 1e-3 * repeats
 
         return call
 
-    samples = interleave([run("a"), run("b")], 1e-3, 4, np.random.default_rng(0))
-    rounds = [set(order[start : start + 2]) for start in range(len(order) - 8, len(order), 2)]
-    assert rounds == [{"a", "b"}] * 4
+    samples = interleave([run("a"), run("b")], 8e-3, 4, np.random.default_rng(0))
+    warm, timed = order[-16::2], order[-15::2]
+    assert [name for name, _ in warm] == [name for name, _ in timed]
+    assert {repeats for _, repeats in warm} == {2}
+    assert {repeats for _, repeats in timed} == {8}
+    assert [{timed[at][0], timed[at + 1][0]} for at in range(0, 8, 2)] == [{"a", "b"}] * 4
     assert np.allclose(samples, 1.0)
     slow_then_fast = timing(CASES[0], [[5.0, 4.0, 6.0], [1.0, 3.0, 2.0]])
     assert slow_then_fast.median_ms == 2.0
