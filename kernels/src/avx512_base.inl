@@ -187,13 +187,12 @@ double peak_s16(int, int64_t rounds) {
   f.tiles[p][1] = name<1, p>; f.tiles[p][2] = name<2, p>; f.tiles[p][3] = name<3, p>;                      \
   f.tiles[p][4] = name<4, p>; f.tiles[p][5] = name<5, p>; f.tiles[p][6] = name<6, p>;
 #define EQ_ROWS8(f, name, p) EQ_ROWS6(f, name, p) f.tiles[p][7] = name<7, p>; f.tiles[p][8] = name<8, p>;
-#define EQ_ROWS12(f, name, p)                                                                             \
-  EQ_ROWS8(f, name, p)                                                                                    \
-  f.tiles[p][9] = name<9, p>; f.tiles[p][10] = name<10, p>; f.tiles[p][11] = name<11, p>; f.tiles[p][12] = name<12, p>;
+#define EQ_ROWS10(f, name, p) EQ_ROWS8(f, name, p) f.tiles[p][9] = name<9, p>; f.tiles[p][10] = name<10, p>;
+// More rows would have more pointers than there are registers.
 #define EQ_TILES(f, name)                                                             \
   f.load_cycles = 0.5f; f.latency = 5.0f; f.max_panels = 4;                                                                   \
-  f.max_rows[1] = 12; f.max_rows[2] = 12; f.max_rows[3] = 8; f.max_rows[4] = 6;       \
-  EQ_ROWS12(f, name, 1) EQ_ROWS12(f, name, 2) EQ_ROWS8(f, name, 3) EQ_ROWS6(f, name, 4)
+  f.max_rows[1] = 10; f.max_rows[2] = 10; f.max_rows[3] = 8; f.max_rows[4] = 6;       \
+  EQ_ROWS10(f, name, 1) EQ_ROWS10(f, name, 2) EQ_ROWS8(f, name, 3) EQ_ROWS6(f, name, 4)
 
 Format make_format(const char* name, int operand_bytes, int step) {
   Format f{};
