@@ -10,16 +10,26 @@
 inline vf vset(float x) { return vf{} + x; }
 inline vi vseti(int x) { return vi{} + x; }
 
-inline float vsum(vf x) {
-  float sum = 0;
-  for (int i = 0; i < VL; ++i) sum += x[i];
-  return sum;
+// Halves upon halves: lane after lane would wait for each other.
+template <int STEP>
+inline vf vswap(vf x) {
+  vi from;
+  for (int i = 0; i < VL; ++i) from[i] = i ^ STEP;
+  return __builtin_shuffle(x, from);
 }
 
+template <int STEP = VL / 2>
+inline float vsum(vf x) {
+  x += vswap<STEP>(x);
+  if constexpr (STEP > 1) return vsum<STEP / 2>(x);
+  return x[0];
+}
+
+template <int STEP = VL / 2>
 inline float vtop(vf x) {
-  float top = x[0];
-  for (int i = 1; i < VL; ++i) top = x[i] > top ? x[i] : top;
-  return top;
+  x = vmax(x, vswap<STEP>(x));
+  if constexpr (STEP > 1) return vtop<STEP / 2>(x);
+  return x[0];
 }
 
 // exp by 2^n times a polynomial of degree 5 in the remainder; relative error below 3e-7.
