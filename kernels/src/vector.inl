@@ -32,45 +32,81 @@ inline float vtop(vf x) {
   return x[0];
 }
 
-// exp by 2^n times a polynomial of degree 5 in the remainder; relative error below 3e-7.
-EQ_INLINE vf vexp(vf x) {
-  x = vmin(vmax(x, vset(-87.3f)), vset(88.0f));
-  const vi n = vround(x * 1.44269504f);
-  const vf f = vfloat(n);
-  vf r = vfma(f, vset(-0.693359375f), x);
-  r = vfma(f, vset(2.12194440e-4f), r);
-  vf p = vset(1.9875691500e-4f);
-  p = vfma(p, r, vset(1.3981999507e-3f));
-  p = vfma(p, r, vset(8.3334519073e-3f));
-  p = vfma(p, r, vset(4.1665795894e-2f));
-  p = vfma(p, r, vset(1.6666665459e-1f));
-  p = vfma(p, r, vset(5.0000001201e-1f));
-  p = vfma(p, r * r, r) + 1.0f;
-  return p * (vf)((n + 127) << 23);
+// Several vectors, step by step side by side: the steps of one function wait for each other, and a processor does not
+// look far enough ahead to find those of the next vector.
+template <int N>
+struct Vectors {
+  vf v[N];
+};
+
+#define EQ_EACH(value)                                              \
+  {                                                                 \
+    Vectors<N> y;                                                   \
+    _Pragma("GCC unroll 8") for (int i = 0; i < N; ++i) y.v[i] = value; \
+    return y;                                                       \
+  }
+#define EQ_MANY template <int N> EQ_INLINE Vectors<N>
+EQ_MANY operator+(Vectors<N> a, float b) EQ_EACH(a.v[i] + b)
+EQ_MANY operator+(Vectors<N> a, Vectors<N> b) EQ_EACH(a.v[i] + b.v[i])
+EQ_MANY operator-(Vectors<N> a, float b) EQ_EACH(a.v[i] - b)
+EQ_MANY operator*(Vectors<N> a, float b) EQ_EACH(a.v[i] * b)
+EQ_MANY operator*(float a, Vectors<N> b) EQ_EACH(a * b.v[i])
+EQ_MANY operator*(Vectors<N> a, Vectors<N> b) EQ_EACH(a.v[i] * b.v[i])
+EQ_MANY operator/(Vectors<N> a, Vectors<N> b) EQ_EACH(a.v[i] / b.v[i])
+EQ_MANY vmax(Vectors<N> a, vf b) EQ_EACH(vmax(a.v[i], b))
+EQ_MANY vmin(Vectors<N> a, vf b) EQ_EACH(vmin(a.v[i], b))
+EQ_MANY vfma(Vectors<N> a, vf b, vf c) EQ_EACH(vfma(a.v[i], b, c))
+EQ_MANY vfma(Vectors<N> a, vf b, Vectors<N> c) EQ_EACH(vfma(a.v[i], b, c.v[i]))
+EQ_MANY vfma(vf a, Vectors<N> b, vf c) EQ_EACH(vfma(a, b.v[i], c))
+EQ_MANY vfma(Vectors<N> a, Vectors<N> b, vf c) EQ_EACH(vfma(a.v[i], b.v[i], c))
+EQ_MANY vfma(Vectors<N> a, Vectors<N> b, Vectors<N> c) EQ_EACH(vfma(a.v[i], b.v[i], c.v[i]))
+
+// p times 2^n, where n is what the last bits of t say as a whole number.
+EQ_INLINE vf vscaled(vf p, vf t) { return (vf)((vi)p + ((vi)t << 23)); }
+EQ_MANY vscaled(Vectors<N> p, Vectors<N> t) EQ_EACH(vscaled(p.v[i], t.v[i]))
+#undef EQ_MANY
+#undef EQ_EACH
+
+// exp of what is not positive: 2^n times the polynomial of degree 5 in the remainder that has the least relative error
+// with 1 + x at its end. Relative error below 5e-7, and 1 at 0.
+template <class V>
+EQ_INLINE V vexp(V x) {
+  constexpr float kWhole = 12582912.0f;  // 1.5 * 2^23: sums with it are whole numbers
+  x = vmax(x, vset(-87.3f));
+  const V t = vfma(x, vset(1.44269504f), vset(kWhole));
+  const V r = vfma(t - kWhole, vset(-0.693147182f), x);
+  V p = vfma(vset(8.321478963e-3f), r, vset(4.189066961e-2f));
+  p = vfma(p, r, vset(1.666701138e-1f));
+  p = vfma(p, r, vset(4.999923110e-1f));
+  p = vfma(p, r, vset(1.0f));
+  p = vfma(p, r, vset(1.0f));
+  return vscaled(p, t);
 }
 
 // An odd function as x * P(x^2) / Q(x^2) within [-limit, limit] and constant beyond; coefficients from the highest power.
-template <int P, int Q>
-EQ_INLINE vf vodd(vf x, float limit, const float (&numerator)[P], const float (&denominator)[Q]) {
+template <class V, int P, int Q>
+EQ_INLINE V vodd(V x, float limit, const float (&numerator)[P], const float (&denominator)[Q]) {
   x = vmin(vmax(x, vset(-limit)), vset(limit));
-  const vf square = x * x;
-  vf p = vset(numerator[0]), q = vset(denominator[0]);
+  const V square = x * x;
+  V p = vfma(vset(numerator[0]), square, vset(numerator[1])), q = vfma(vset(denominator[0]), square, vset(denominator[1]));
 #pragma GCC unroll 8
-  for (int i = 1; i < P; ++i) p = vfma(p, square, vset(numerator[i]));
+  for (int i = 2; i < P; ++i) p = vfma(p, square, vset(numerator[i]));
 #pragma GCC unroll 8
-  for (int i = 1; i < Q; ++i) q = vfma(q, square, vset(denominator[i]));
+  for (int i = 2; i < Q; ++i) q = vfma(q, square, vset(denominator[i]));
   return x * p / q;
 }
 
 // Rational functions with the coefficients that the library Eigen has for binary32: absolute errors below 5e-7.
-EQ_INLINE vf vtanh(vf x) {
+template <class V>
+EQ_INLINE V vtanh(V x) {
   constexpr float kTop[] = {-2.76076847742355e-16f, 2.00018790482477e-13f, -8.60467152213735e-11f, 5.12229709037114e-08f,
                             1.48572235717979e-05f, 6.37261928875436e-04f, 4.89352455891786e-03f};
   constexpr float kBottom[] = {1.19825839466702e-06f, 1.18534705686654e-04f, 2.26843463243900e-03f, 4.89352518554385e-03f};
   return vodd(x, 7.90531110763549805f, kTop, kBottom);
 }
 
-EQ_INLINE vf verf(vf x) {
+template <class V>
+EQ_INLINE V verf(V x) {
   constexpr float kTop[] = {-2.72614225801306e-10f, 2.77068142495902e-08f, -2.10102402082508e-06f, -5.69250639462346e-05f,
                             -7.34990630326855e-04f, -2.95459980854025e-03f, -1.60960333262415e-02f};
   constexpr float kBottom[] = {-1.45660718464996e-05f, -2.13374055278905e-04f, -1.68282697438203e-03f, -7.37332916720468e-03f,
@@ -78,22 +114,26 @@ EQ_INLINE vf verf(vf x) {
   return vodd(x, 4.0f, kTop, kBottom);
 }
 
-EQ_INLINE vf vsigmoid(vf x) { return vfma(vtanh(0.5f * x), vset(0.5f), vset(0.5f)); }
+template <class V>
+EQ_INLINE V vsigmoid(V x) {
+  return vfma(vtanh(0.5f * x), vset(0.5f), vset(0.5f));
+}
 
-EQ_INLINE vf vgelu(vf x) {
-  const vf half = 0.5f * x;
+template <class V>
+EQ_INLINE V vgelu(V x) {
+  const V half = 0.5f * x;
   return vfma(verf(x * 0.707106781f), half, half);
 }
 
-template <int KIND>
-EQ_INLINE vf vactivate(vf x) {
+template <int KIND, class V>
+EQ_INLINE V vactivate(V x) {
   if (KIND == EQ_RELU) return vmax(x, vset(0.0f));
   if (KIND == EQ_RELU6) return vmin(vmax(x, vset(0.0f)), vset(6.0f));
   if (KIND == EQ_SILU) return x * vsigmoid(x);
   if (KIND == EQ_GELU) return vgelu(x);
   if (KIND == EQ_SIGMOID) return vsigmoid(x);
   if (KIND == EQ_HARD_SIGMOID || KIND == EQ_HARD_SWISH) {
-    const vf gate = vmin(vmax((x + 3.0f) * (1.0f / 6.0f), vset(0.0f)), vset(1.0f));
+    const V gate = vmin(vmax((x + 3.0f) * (1.0f / 6.0f), vset(0.0f)), vset(1.0f));
     return KIND == EQ_HARD_SWISH ? x * gate : gate;
   }
   return x;
@@ -272,9 +312,16 @@ struct Columns {
       correction[i] = INTEGER ? *(const vi_loose*)(e.correction + c) : vi{};
     }
   }
-  // Before the gain.
-  EQ_INLINE vf value(const EpilogueArgs& e, int r, int i) const {
-    return vactivate<KIND>(vfma(epilogue_value<INTEGER>(e, r, first + i * VL, correction[i]), scale[i], bias[i]));
+  // Results of N vectors from row r on, before the gain.
+  template <int N>
+  EQ_INLINE Vectors<N> values(const EpilogueArgs& e, int r) const {
+    Vectors<N> y;
+#pragma GCC unroll 4
+    for (int j = 0; j < N; ++j) {
+      const int i = j % COUNT;
+      y.v[j] = vfma(epilogue_value<INTEGER>(e, r + j / COUNT, first + i * VL, correction[i]), scale[i], bias[i]);
+    }
+    return vactivate<KIND>(y);
   }
 };
 
@@ -284,11 +331,15 @@ template <int KIND, bool INTEGER, bool GAINS, int COUNT>
 inline void epilogue_plain(const EpilogueArgs e, int c) {
   const Columns<KIND, INTEGER, GAINS, COUNT> columns(e, c);
   float* out = e.out + c;
-  for (int r = 0; r < e.rows; ++r, out += e.ldo)
-    for (int i = 0; i < COUNT; ++i) {
-      const vf y = columns.value(e, r, i);
-      vstore(out + i * VL, GAINS ? y * columns.gain[i] : y);
-    }
+  const auto store = [&](const auto& y, int count) __attribute__((always_inline)) {  // as EQ_INLINE
+    for (int j = 0; j < count; ++j)
+      vstore(out + j / COUNT * e.ldo + j % COUNT * VL, GAINS ? y.v[j] * columns.gain[j % COUNT] : y.v[j]);
+  };
+  constexpr int rows = KIND == EQ_SILU || KIND == EQ_GELU || KIND == EQ_SIGMOID ? 4 / COUNT : 1;
+  int r = 0;
+  for (; rows > 1 && r + rows <= e.rows; r += rows, out += rows * e.ldo)
+    store(columns.template values<rows * COUNT>(e, r), rows * COUNT);
+  for (; r < e.rows; ++r, out += e.ldo) store(columns.template values<COUNT>(e, r), COUNT);
 }
 
 inline void store_codes(uint8_t* out, vf y, const QuantArgs& to, int width) {
@@ -307,20 +358,24 @@ inline void epilogue_steps(const EpilogueArgs e, int c) {
   for (int i = 0; i < COUNT; ++i) inverse[i] = GAINS ? vset(to.inverse) * columns.gain[i] : vset(to.inverse);
   const uint8_t* const nearest = LOOKUP ? to.nearest : nullptr;
   uint8_t* out = e.codes + c;
-  const auto value = [&](int r, int i) __attribute__((always_inline)) {  // as EQ_INLINE
-    return vround(vmin(vmax(columns.value(e, r, i) * inverse[i], low), high));
+  const auto code = [&](vf y, int i) __attribute__((always_inline)) {  // as EQ_INLINE
+    return vround(vmin(vmax(y * inverse[i], low), high));
   };
   constexpr int rows = 4 / COUNT;
   int r = 0;
   for (; r + rows <= e.rows; r += rows, out += rows * e.ldo) {
-    const vi four[4] = {value(r, 0), value(r + 1 / COUNT, 1 % COUNT), value(r + 2 / COUNT, 2 % COUNT), value(r + 3 / COUNT, 3 % COUNT)};
+    const Vectors<4> y = columns.template values<4>(e, r);
+    vi four[4];
+    for (int j = 0; j < 4; ++j) four[j] = code(y.v[j], j % COUNT);
     vstore4_u8<COUNT>(out, e.ldo, four, to.zero_point, nearest);
   }
-  for (; r < e.rows; ++r, out += e.ldo)
+  for (; r < e.rows; ++r, out += e.ldo) {
+    const Vectors<COUNT> y = columns.template values<COUNT>(e, r);
     for (int i = 0; i < COUNT; ++i) {
-      const vi code = value(r, i) + to.zero_point;
-      vstore_u8(out + i * VL, nearest ? vlookup(code, nearest) : code);
+      const vi x = code(y.v[i], i) + to.zero_point;
+      vstore_u8(out + i * VL, nearest ? vlookup(x, nearest) : x);
     }
+  }
 }
 
 template <int KIND, bool INTEGER, bool GAINS, int COUNT>
@@ -663,8 +718,18 @@ float row_top(const float* x, int columns) {
 // Exponentials of a row less its greatest value, so that the greatest is 1; returns the inverse of their sum.
 float exponentials_row(const float* x, int columns, float* out) {
   const float top = row_top(x, columns);
+  constexpr int kTogether = 4;
   vf sums = vf{};
   int i = 0;
+  for (; i + VL * kTogether <= columns; i += VL * kTogether) {
+    Vectors<kTogether> e;
+    for (int j = 0; j < kTogether; ++j) e.v[j] = vload(x + i + j * VL) - top;
+    e = vexp(e);
+    for (int j = 0; j < kTogether; ++j) {
+      vstore(out + i + j * VL, e.v[j]);
+      sums += e.v[j];
+    }
+  }
   for (; i + VL <= columns; i += VL) {
     const vf e = vexp(vload(x + i) - top);
     vstore(out + i, e);
