@@ -97,6 +97,7 @@ def bench_model(
             isa=isa,
             genomes=genomes,
             rounds=rounds,
+            seconds=seconds,
             seed=seed,
         )
         if genomes
@@ -117,6 +118,7 @@ def bench_table(
     isa: str | None = None,
     genomes: int = 20,
     rounds: int = 7,
+    seconds: float = 0.01,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Compare the sum of kernels with the packed model for random genomes, both timed in the same rounds.
@@ -129,8 +131,9 @@ def bench_table(
     packed = {f"genome_{index:02d}": pack(captured, operands, plan, isa=isa) for index, plan in enumerate(plans)}
     cases = {name: cases_of(captured.graph, model.plan, device) for name, model in packed.items()}
     latency = MeasuredLatency(LatencyTable({}, threads, {}), device, kernels)
+    graph = captured.graph
     found = compare_with_table(
-        packed, image, latency, cases, captured.graph, threads=threads, isa=isa, rounds=rounds, seed=seed
+        packed, image, latency, cases, graph, threads=threads, isa=isa, rounds=rounds, seconds=seconds, seed=seed
     )
     return {"threads": threads, "genomes": _genomes(found, packed), **agreement(list(found.values()))}
 

@@ -155,6 +155,8 @@ def compare_with_table(
 ) -> dict[str, Comparison]:
     """Time whole models and all their kernels in the same rounds, so that both see the same machine.
 
+    Kernels that are executed alike are timed once.
+
     Args:
         models: Packed models of one graph.
         image: What they are timed on.
@@ -168,10 +170,13 @@ def compare_with_table(
         seed: Of operands and order.
     """
     rng = np.random.default_rng(seed)
-    wanted = {key_of(case): _kernel_case(case) for case in chain.from_iterable(cases.values())}
+    used = isa or kernels.info().used
+    wanted = {
+        key_of(case): kernels.executed_as(_kernel_case(case), used) for case in chain.from_iterable(cases.values())
+    }
     clock = clock_of(threads)
     runs = {name: _warm(_timed(model.timer(image), clock)) for name, model in models.items()}
-    kernel_runs = {key: workload(case, rng, isa=isa) for key, case in wanted.items()}
+    kernel_runs = {case: workload(case, rng, isa=isa) for case in wanted.values()}
     of_models: list[list[float]] = [[] for _ in runs]
     of_kernels: list[list[float]] = [[] for _ in kernel_runs]
     with kernel_threads(threads):
@@ -180,8 +185,8 @@ def compare_with_table(
                 found += taken
             for found, taken_ms in zip(of_kernels, in_turn(list(kernel_runs.values()), rng), strict=True):
                 found.append(taken_ms)
-    times = {key: float(np.percentile(found, QUARTILE)) for key, found in zip(kernel_runs, of_kernels, strict=True)}
-    table = LatencyTable({}, threads, {key: Entry(time_ms, 0.0) for key, time_ms in times.items()})
+    times = {case: float(np.percentile(found, QUARTILE)) for case, found in zip(kernel_runs, of_kernels, strict=True)}
+    table = LatencyTable({}, threads, {key: Entry(times[case], 0.0) for key, case in wanted.items()})
     sums = MeasuredLatency(table, latency.device, latency.kernels)
     return {
         name: Comparison(Latency.of(taken, threads), sums.latency(graph, models[name].plan).ms, clock_name(threads))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from evoquant import kernels
@@ -21,7 +22,8 @@ def machine_table(
 ) -> LatencyTable:
     """The latency table of this machine with an entry for each case: what is known is reused, the rest measured.
 
-    Nothing else should run meanwhile. The table is saved before it is returned.
+    Kernels that are executed alike are timed once. Nothing else should run meanwhile. The table is saved before it is
+    returned.
 
     Args:
         cases: What is wanted.
@@ -41,7 +43,10 @@ def machine_table(
 
     def timed(missing: Sequence[Case]) -> Iterable[Timed]:
         wanted = [kernels.KernelCase(case.op, case.shape, case.precision) for case in missing]
-        return kernels.measure(wanted, threads=threads, isa=isa)
+        executed = [kernels.executed_as(case, isa or kernels.info().used) for case in wanted]
+        distinct = list(dict.fromkeys(executed))
+        times = dict(zip(distinct, kernels.measure(distinct, threads=threads, isa=isa), strict=True))
+        return [replace(times[stands_for], case=case) for case, stands_for in zip(wanted, executed, strict=True)]
 
     table = fill(known, cases, measure or timed, most_measured=most_measured)
     if table != known:

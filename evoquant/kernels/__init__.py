@@ -1,5 +1,6 @@
 """The Python face of the native kernels: what the machine can run, packed weights, and timed cases."""
 
+from evoquant.kernels.alike import executed_as
 from evoquant.kernels.attention import Attention
 from evoquant.kernels.case import KernelCase, KernelOp, case_of, conversion_case, float_case
 from evoquant.kernels.codes import Activation, ActivationCodes
@@ -32,6 +33,7 @@ __all__ = [
     "Weights",
     "case_of",
     "conversion_case",
+    "executed_as",
     "fingerprint",
     "float_case",
     "info",

@@ -216,6 +216,13 @@ def test_real_kernels_can_be_timed(builder, tmp_path):
     assert model.latency(graph, uniform(graph)).ms > 0
 
 
+@pytest.mark.skipif(not kernels.info().available, reason="the native kernels are not built")
+def test_kernels_that_run_alike_are_timed_once(tmp_path):
+    narrow, wide = (KernelCase("gemm", (8, 16, 16), precision) for precision in ("w4a8", "w8a8"))
+    table = machine_table([narrow, wide], isa="reference", folder=tmp_path)
+    assert table.entries[key_of(narrow)] == table.entries[key_of(wide)]
+
+
 def test_a_neighbour_that_takes_or_gives_other_codes_changes_the_sum(builder):
     """A reader of uneven codes makes its writer look levels up; a writer with groups leaves its reader to quantize."""
     b = builder((1, 8, 64))
