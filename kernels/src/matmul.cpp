@@ -88,6 +88,8 @@ std::optional<Product> make_product(const Isa& isa, const ProductSpec& spec) {
     return fail("matmul: expected 1 or %d scales of the second operand, but got %d", s.inner, spec.b_scale_count), std::nullopt;
   if (!(qa->scale > 0.0f)) return fail("matmul: scale must be positive, but got %g", (double)qa->scale), std::nullopt;
   if (top > 32767 || qa->q_min < 0) return fail("matmul: activations reach %d, beyond 15 bits", top), std::nullopt;
+  if (qa->zero_point < qa->q_min || qa->zero_point > top)
+    return fail("matmul: expected a zero point from %d to %d, but got %d", qa->q_min, top, qa->zero_point), std::nullopt;
   if (check_levels(*qa, "matmul") != 0) return std::nullopt;
   const int depth = 32767 / (2 * top * spec.b_q_max);
   const bool is_deep = depth > 0 || !isa.u8_full;

@@ -47,7 +47,6 @@ struct Vectors {
   }
 #define EQ_MANY template <int N> EQ_INLINE Vectors<N>
 EQ_MANY operator+(Vectors<N> a, float b) EQ_EACH(a.v[i] + b)
-EQ_MANY operator+(Vectors<N> a, Vectors<N> b) EQ_EACH(a.v[i] + b.v[i])
 EQ_MANY operator-(Vectors<N> a, float b) EQ_EACH(a.v[i] - b)
 EQ_MANY operator*(Vectors<N> a, float b) EQ_EACH(a.v[i] * b)
 EQ_MANY operator*(float a, Vectors<N> b) EQ_EACH(a * b.v[i])
