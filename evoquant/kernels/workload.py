@@ -50,8 +50,8 @@ class PackedRun:
 
 SIGMAS_OF_32 = 2.4
 SIGMAS_MORE = 0.28
-"""Standard deviations inside the range of codes of 32 weights with one scale, and how many more for each doubling: within
-0.3 of the mean of each width of mobilevit_xxs, mobilevitv2_050, MobileNetV2 and DeiT-Tiny up to 512 weights. The
+"""Standard deviations inside the range of codes of 32 weights with one scale, and how many more for each doubling:
+within 0.3 of the mean of each width of mobilevit_xxs, mobilevitv2_050, MobileNetV2 and DeiT-Tiny up to 512 weights. The
 greater the codes, the fewer products can be added in 16 bits."""
 LOG2_SIGMA = 0.1
 """Standard deviation of log2 weights in greatest levels: scales leave one or two of these without weights."""
