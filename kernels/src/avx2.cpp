@@ -273,21 +273,8 @@ Format make_u8() {
   f.operand_bytes = f.weight_bytes = 1;
   f.step = f.align = 4;
   f.cycles = 1.6f;
-  f.load_cycles = 0.5f;
-  f.latency = 5.0f;
-  f.max_panels = 3;
-  f.max_rows[1] = 6;
-  f.max_rows[2] = 2;
-  f.max_rows[3] = 1;
-  f.tiles[1][1] = tile_u8<1, 1>;
-  f.tiles[1][2] = tile_u8<2, 1>;
-  f.tiles[1][3] = tile_u8<3, 1>;
-  f.tiles[1][4] = tile_u8<4, 1>;
-  f.tiles[1][5] = tile_u8<5, 1>;
-  f.tiles[1][6] = tile_u8<6, 1>;
-  f.tiles[2][1] = tile_u8<1, 2>;
-  f.tiles[2][2] = tile_u8<2, 2>;
-  f.tiles[3][1] = tile_u8<1, 3>;
+  EQ_TILES(f, tile_u8)
+  f.max_rows[2] = 2;  // a product needs two registers beside sums and weights
   f.peak = peak_u8;
   return f;
 }

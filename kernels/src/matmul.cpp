@@ -31,10 +31,10 @@ void correct_columns(const Product& p, const char* panel, int32_t* correction) {
     std::memset(row, value, (size_t)k);
   else
     std::fill_n(reinterpret_cast<int16_t*>(row), k, (int16_t)value);
-  const void* rows[1] = {row};
+  const void* first = row;
   const ptrdiff_t segment = 0;
   alignas(64) int32_t tile[kPanel];
-  p.format.tiles[1][1]({rows, 1, &segment, 1, k / p.format.step, panel, 0, p.depth, tile});
+  p.format.tiles[1][1]({&first, 1, &segment, 1, k / p.format.step, panel, 0, p.depth, tile});
   std::memcpy(correction, tile, sizeof tile);
 }
 
